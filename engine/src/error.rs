@@ -1,0 +1,155 @@
+//! Errors of the engine. Callers branch on the variant; the text says what failed, on which object, and what to do.
+
+use std::fmt;
+use std::io;
+
+/// The result of every fallible engine call.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong. `object` names a path, device or repository key; it never carries a secret.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An operating-system or store call failed.
+    #[error("cannot {action} {object}: {source}{}", hint_for(.source))]
+    Io {
+        /// What was tried, as a verb: "read", "write", "open".
+        action: &'static str,
+        /// On what, with the offset where there is one.
+        object: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// No repository at the location.
+    #[error("no penstock repository at {location}: {why}. Create one with `penstock init`, or check --repo")]
+    NotARepository {
+        /// Where it was looked for.
+        location: String,
+        /// What was found instead.
+        why: String,
+    },
+    /// `init` found a repository already there.
+    #[error("{location} already holds {what}; `init` never overwrites. Choose another place")]
+    AlreadyExists {
+        /// Where.
+        location: String,
+        /// What is there.
+        what: String,
+    },
+    /// No access key opens this repository with the passphrase or key given.
+    #[error("wrong key for the repository at {location}: {why}")]
+    WrongKey {
+        /// Which repository.
+        location: String,
+        /// Which keys were tried.
+        why: String,
+    },
+    /// The object was written by a later format version.
+    #[error("{object} is written in format version {found}, this program reads up to {supported}: update penstock")]
+    NewerVersion {
+        /// Repository key of the object.
+        object: String,
+        /// Version found.
+        found: u32,
+        /// Highest version known here.
+        supported: u32,
+    },
+    /// Bytes are not what was written: truncated, flipped, swapped, or not ours.
+    #[error("{object} is damaged: {what}. `penstock verify` lists what is hurt")]
+    Damaged {
+        /// Repository key of the object.
+        object: String,
+        /// Where in it, and what was expected.
+        what: String,
+    },
+    /// Something that a live object refers to is not there.
+    #[error("{object} is missing, but {needed_by} needs it. `penstock verify` lists what is hurt")]
+    Missing {
+        /// Repository key or id.
+        object: String,
+        /// Who refers to it.
+        needed_by: String,
+    },
+    /// A recovery point or volume of that name does not exist, or the name is ambiguous.
+    #[error("no such recovery point: {what}")]
+    NoSuchPoint {
+        /// What was asked for, and what there is.
+        what: String,
+    },
+    /// The source cannot be backed up as it is.
+    #[error("refusing to back up {source_name}: {why}")]
+    SourceRefused {
+        /// Path of the source.
+        source_name: String,
+        /// Why, and what the user can do.
+        why: String,
+    },
+    /// The target cannot be written as it is.
+    #[error("refusing to write {target}: {why}")]
+    TargetRefused {
+        /// Path of the target.
+        target: String,
+        /// Why, and what the user can do.
+        why: String,
+    },
+    /// An argument is out of range or contradicts another.
+    #[error("{what}")]
+    Invalid {
+        /// What, and which values are accepted.
+        what: String,
+    },
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Cancelled,
+}
+
+impl Error {
+    /// An operating-system error with its context; use as `.map_err(Error::io("read", path))`.
+    pub fn io(action: &'static str, object: impl fmt::Display) -> impl FnOnce(io::Error) -> Error {
+        let object = object.to_string();
+        move |source| Error::Io { action, object, source }
+    }
+
+    /// Damage in a repository object.
+    pub fn damaged(object: impl fmt::Display, what: impl fmt::Display) -> Error {
+        Error::Damaged { object: object.to_string(), what: what.to_string() }
+    }
+
+    /// True where bytes of the repository are gone or wrong, which `verify` counts and restore reports as exit code 12.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Error::Damaged { .. } | Error::Missing { .. })
+    }
+}
+
+/// What the user can do about the operating-system errors that have one usual cause.
+fn hint_for(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::ENOSPC) => {
+            " (the disk is full: free some space and run the same command again, it continues from what is stored)"
+        }
+        Some(libc::EDQUOT) => " (the disk quota is used up)",
+        Some(libc::EACCES) | Some(libc::EPERM) => " (run as root, or as a user that may open it)",
+        Some(libc::EROFS) => " (the filesystem is mounted read-only)",
+        Some(libc::EIO) => " (the device reports a failed transfer: see the kernel log)",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_name_the_object_and_a_way_out() {
+        let full = Error::io("write", "/mnt/repo/tmp/x")(io::Error::from_raw_os_error(libc::ENOSPC));
+        let text = full.to_string();
+        assert!(text.contains("/mnt/repo/tmp/x") && text.contains("free some space"), "{text}");
+        let newer = Error::NewerVersion { object: "config".into(), found: 9, supported: 1 };
+        assert_eq!(
+            newer.to_string(),
+            "config is written in format version 9, this program reads up to 1: update penstock"
+        );
+        assert!(Error::damaged("data/ab", "x").is_damage());
+        assert!(!Error::Cancelled.is_damage());
+    }
+}
