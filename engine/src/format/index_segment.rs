@@ -1,0 +1,365 @@
+//! Index segments: sorted 48-byte rows in sealed 4 KiB pages, and a tail that makes a lookup one page read.
+
+use super::bytes::Reader;
+use super::header::{ObjectKind, TAG_BYTES};
+use crate::error::{Error, Result};
+use crate::id::ObjectId;
+use crate::limits::PACK_BYTES_MAX;
+use xorf::{BinaryFuse8, Descriptor, Filter};
+
+/// Bytes of a row.
+pub const ROW_BYTES: usize = 48;
+/// Rows of a page.
+pub const PAGE_ROWS: usize = 85;
+/// Plaintext of a page.
+pub const PAGE_BYTES: usize = ROW_BYTES * PAGE_ROWS;
+/// A page as stored: one aligned 4 KiB read.
+pub const PAGE_STORED_BYTES: usize = PAGE_BYTES + TAG_BYTES;
+/// Where the first page begins.
+pub const PAGES_OFFSET: u64 = 4096;
+const _: () = assert!(PAGE_STORED_BYTES == 4096);
+
+const TAIL_FIXED_BYTES: usize = 24;
+const PACK_ROW_BYTES: usize = 24;
+const DESCRIPTOR_BYTES: usize = 20;
+
+/// Where one content is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Row {
+    /// ChunkId or NodeId.
+    pub id: [u8; 32],
+    /// Index into the segment's pack table.
+    pub pack_no: u32,
+    /// Offset of the frame in the pack.
+    pub offset: u32,
+    /// Length of the frame, codec byte and tag included.
+    pub stored_bytes: u32,
+    /// Length of the content.
+    pub raw_bytes: u32,
+}
+
+impl Row {
+    fn put(&self, out: &mut [u8]) {
+        out[..32].copy_from_slice(&self.id);
+        out[32..36].copy_from_slice(&self.pack_no.to_le_bytes());
+        out[36..40].copy_from_slice(&self.offset.to_le_bytes());
+        out[40..44].copy_from_slice(&self.stored_bytes.to_le_bytes());
+        out[44..48].copy_from_slice(&self.raw_bytes.to_le_bytes());
+    }
+
+    fn get(bytes: &[u8]) -> Row {
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let mut id = [0u8; 32];
+        id.copy_from_slice(&bytes[..32]);
+        Row { id, pack_no: word(32), offset: word(36), stored_bytes: word(40), raw_bytes: word(44) }
+    }
+}
+
+/// Writes up to [`PAGE_ROWS`] rows into a page; what is left is 0xff.
+pub fn encode_page(rows: &[Row], page: &mut [u8; PAGE_BYTES]) {
+    page.fill(0xff);
+    for (row, slot) in rows.iter().zip(page.chunks_exact_mut(ROW_BYTES)) {
+        row.put(slot);
+    }
+}
+
+/// The row of `id` in a page that holds `rows` rows.
+pub fn find_in_page(page: &[u8], rows: usize, id: &[u8; 32]) -> Option<Row> {
+    let rows = rows.min(PAGE_ROWS);
+    let key = |at: usize| &page[at * ROW_BYTES..at * ROW_BYTES + 32];
+    let (mut low, mut high) = (0, rows);
+    while low < high {
+        let middle = (low + high) / 2;
+        if key(middle) < &id[..] {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    (low < rows && key(low) == &id[..]).then(|| Row::get(&page[low * ROW_BYTES..(low + 1) * ROW_BYTES]))
+}
+
+/// Decodes all rows of a page, checking that they ascend.
+pub fn decode_page(object: &str, page: &[u8], rows: usize) -> Result<Vec<Row>> {
+    let rows: Vec<Row> = page.chunks_exact(ROW_BYTES).take(rows.min(PAGE_ROWS)).map(Row::get).collect();
+    if !rows.windows(2).all(|pair| pair[0].id < pair[1].id) {
+        return Err(Error::damaged(object, "rows of an index page are not in order"));
+    }
+    Ok(rows)
+}
+
+/// A pack that rows refer to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PackRef {
+    /// Name of the pack.
+    pub id: ObjectId,
+    /// Length of the pack object.
+    pub bytes: u32,
+    /// Data or metadata.
+    pub kind: ObjectKind,
+}
+
+/// Everything but the rows.
+#[derive(Clone, Debug)]
+pub struct Tail {
+    /// Rows in the segment.
+    pub entries: u64,
+    /// Packs that `pack_no` counts through.
+    pub packs: Vec<PackRef>,
+    /// Index segments this one replaces.
+    pub superseded: Vec<ObjectId>,
+    /// First 8 bytes, big-endian, of each page's first id.
+    pub fences: Vec<u64>,
+    /// Membership filter, if there is one.
+    pub filter: Option<BinaryFuse8>,
+}
+
+/// The filter's key of an id.
+pub fn filter_key(id: &[u8; 32]) -> u64 {
+    u64::from_le_bytes([id[0], id[1], id[2], id[3], id[4], id[5], id[6], id[7]])
+}
+
+/// The fence of an id: its first bytes in the order that rows are sorted by.
+pub fn fence_key(id: &[u8; 32]) -> u64 {
+    u64::from_be_bytes([id[0], id[1], id[2], id[3], id[4], id[5], id[6], id[7]])
+}
+
+/// Builds the filter over sorted ids; `None` in the (practically impossible) case that construction fails, which costs speed only.
+pub fn build_filter(sorted_ids: impl Iterator<Item = [u8; 32]>) -> Option<BinaryFuse8> {
+    let mut keys: Vec<u64> = sorted_ids.map(|id| filter_key(&id)).collect();
+    keys.dedup(); // equal first 8 bytes are neighbours in sorted ids
+    if keys.len() < 2 {
+        return None;
+    }
+    BinaryFuse8::try_from(&keys).ok()
+}
+
+impl Tail {
+    /// Number of pages that hold `entries` rows.
+    pub fn page_count(&self) -> usize {
+        self.entries.div_ceil(PAGE_ROWS as u64) as usize
+    }
+
+    /// Rows in page number `page`.
+    pub fn rows_in_page(&self, page: usize) -> usize {
+        (self.entries.saturating_sub((page * PAGE_ROWS) as u64)).min(PAGE_ROWS as u64) as usize
+    }
+
+    /// False if `id` is certainly not in the segment.
+    pub fn may_contain(&self, id: &[u8; 32]) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.contains(&filter_key(id)))
+    }
+
+    /// The pages that may hold `id`: usually one; more only if ids share their first 8 bytes across a page border.
+    pub fn pages_for(&self, id: &[u8; 32]) -> std::ops::Range<usize> {
+        let key = fence_key(id);
+        let end = self.fences.partition_point(|fence| *fence <= key);
+        let start = self.fences[..end].partition_point(|fence| *fence < key);
+        start.saturating_sub(1).min(end)..end
+    }
+
+    /// The bytes on disk.
+    pub fn encode(&self) -> Vec<u8> {
+        let filter_bytes = self.filter.as_ref().map_or(0, |f| DESCRIPTOR_BYTES + f.fingerprints.len());
+        let mut out = Vec::with_capacity(
+            TAIL_FIXED_BYTES
+                + self.packs.len() * PACK_ROW_BYTES
+                + self.superseded.len() * 16
+                + self.fences.len() * 8
+                + filter_bytes,
+        );
+        out.extend_from_slice(&self.entries.to_le_bytes());
+        for count in [self.fences.len(), self.packs.len(), self.superseded.len(), filter_bytes] {
+            out.extend_from_slice(&(count as u32).to_le_bytes());
+        }
+        for pack in &self.packs {
+            out.extend_from_slice(pack.id.as_bytes());
+            out.extend_from_slice(&pack.bytes.to_le_bytes());
+            out.extend_from_slice(&[pack.kind as u8, 0, 0, 0]);
+        }
+        for id in &self.superseded {
+            out.extend_from_slice(id.as_bytes());
+        }
+        for fence in &self.fences {
+            out.extend_from_slice(&fence.to_be_bytes());
+        }
+        if let Some(filter) = &self.filter {
+            out.extend_from_slice(&filter.descriptor.seed.to_le_bytes());
+            for word in [
+                filter.descriptor.segment_length,
+                filter.descriptor.segment_length_mask,
+                filter.descriptor.segment_count_length,
+            ] {
+                out.extend_from_slice(&word.to_le_bytes());
+            }
+            out.extend_from_slice(&filter.fingerprints);
+        }
+        out
+    }
+
+    /// Decodes the tail of a segment with `pages` pages.
+    pub fn decode(object: &str, bytes: &[u8], pages: u32) -> Result<Tail> {
+        let mut reader = Reader::new(object, bytes);
+        let entries = reader.u64()?;
+        let fence_count = reader.u32()?;
+        let counts = [reader.u32()? as usize, reader.u32()? as usize, reader.u32()? as usize];
+        let [pack_count, superseded_count, filter_bytes] = counts;
+        if fence_count != pages || entries.div_ceil(PAGE_ROWS as u64) != u64::from(pages) {
+            return Err(reader.damaged(format_args!("{entries} rows cannot stand in {pages} pages")));
+        }
+        let expected =
+            pack_count * PACK_ROW_BYTES + superseded_count * 16 + pages as usize * 8 + filter_bytes;
+        if reader.remaining() != expected {
+            return Err(reader.damaged(format_args!("{expected} bytes expected, {} found", reader.remaining())));
+        }
+        let mut packs = Vec::with_capacity(pack_count);
+        for _ in 0..pack_count {
+            let id = ObjectId::new(reader.array()?);
+            let pack_bytes = reader.u32()?;
+            let kind = match reader.array::<4>()? {
+                [1, 0, 0, 0] => ObjectKind::Data,
+                [2, 0, 0, 0] => ObjectKind::Meta,
+                _ => return Err(reader.damaged("a pack of unknown kind")),
+            };
+            if pack_bytes > PACK_BYTES_MAX {
+                return Err(reader.damaged("a pack of impossible length"));
+            }
+            packs.push(PackRef { id, bytes: pack_bytes, kind });
+        }
+        let superseded = (0..superseded_count)
+            .map(|_| reader.array().map(ObjectId::new))
+            .collect::<Result<Vec<_>>>()?;
+        let fences = (0..pages).map(|_| reader.array().map(u64::from_be_bytes)).collect::<Result<Vec<_>>>()?;
+        if !fences.is_sorted() {
+            return Err(reader.damaged("page fences are not in order"));
+        }
+        let filter = (filter_bytes > 0).then(|| decode_filter(&mut reader, filter_bytes)).transpose()?;
+        reader.finish()?;
+        Ok(Tail { entries, packs, superseded, fences, filter })
+    }
+}
+
+/// Decodes a filter, checking all that its lookups take for granted.
+fn decode_filter(reader: &mut Reader<'_, '_>, bytes: usize) -> Result<BinaryFuse8> {
+    let descriptor = Descriptor {
+        seed: reader.u64()?,
+        segment_length: reader.u32()?,
+        segment_length_mask: reader.u32()?,
+        segment_count_length: reader.u32()?,
+    };
+    let fingerprints: Box<[u8]> = reader.take(bytes.saturating_sub(DESCRIPTOR_BYTES))?.into();
+    let length = u64::from(descriptor.segment_length);
+    let total = u64::from(descriptor.segment_count_length) + 2 * length;
+    if !descriptor.segment_length.is_power_of_two()
+        || u64::from(descriptor.segment_length_mask) != length - 1
+        || !u64::from(descriptor.segment_count_length).is_multiple_of(length)
+        || total != fingerprints.len() as u64
+    {
+        return Err(reader.damaged("a filter whose parts do not fit together"));
+    }
+    Ok(BinaryFuse8 { descriptor, fingerprints })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn rows(count: usize) -> Vec<Row> {
+        let mut rows: Vec<Row> = (0..count)
+            .map(|i| Row {
+                id: *blake3::hash(&i.to_le_bytes()).as_bytes(),
+                pack_no: i as u32 % 3,
+                offset: 96 + i as u32,
+                stored_bytes: 100,
+                raw_bytes: 4096,
+            })
+            .collect();
+        rows.sort_by_key(|r| r.id);
+        rows
+    }
+
+    fn tail(rows: &[Row]) -> Tail {
+        Tail {
+            entries: rows.len() as u64,
+            packs: (0..3)
+                .map(|i| PackRef { id: ObjectId::new([i; 16]), bytes: 1 << 20, kind: ObjectKind::Data })
+                .collect(),
+            superseded: vec![ObjectId::new([9; 16])],
+            fences: rows.chunks(PAGE_ROWS).map(|page| fence_key(&page[0].id)).collect(),
+            filter: build_filter(rows.iter().map(|r| r.id)),
+        }
+    }
+
+    #[test]
+    fn every_row_is_found_through_tail_and_page() {
+        for count in [1, 2, 84, 85, 86, 1000] {
+            let rows = rows(count);
+            let bytes = tail(&rows).encode();
+            let tail = Tail::decode("x", &bytes, rows.len().div_ceil(PAGE_ROWS) as u32).unwrap();
+            let pages: Vec<[u8; PAGE_BYTES]> = rows
+                .chunks(PAGE_ROWS)
+                .map(|chunk| {
+                    let mut page = [0; PAGE_BYTES];
+                    encode_page(chunk, &mut page);
+                    page
+                })
+                .collect();
+            for row in &rows {
+                assert!(tail.may_contain(&row.id));
+                let found = tail
+                    .pages_for(&row.id)
+                    .find_map(|page| find_in_page(&pages[page], tail.rows_in_page(page), &row.id));
+                assert_eq!(found, Some(*row));
+            }
+            let absent = [0xab; 32];
+            assert!(tail.pages_for(&absent).all(|page| find_in_page(
+                &pages[page],
+                tail.rows_in_page(page),
+                &absent
+            )
+            .is_none()));
+            assert_eq!(decode_page("x", &pages[0], tail.rows_in_page(0)).unwrap(), rows[..count.min(85)]);
+            for keep in (0..bytes.len()).step_by(7) {
+                assert!(Tail::decode("x", &bytes[..keep], tail.fences.len() as u32).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn ids_that_share_their_first_bytes_across_pages_are_found() {
+        let mut rows: Vec<Row> = (0..200u16)
+            .map(|i| {
+                let mut id = [5u8; 32];
+                id[30..].copy_from_slice(&i.to_be_bytes());
+                Row { id, pack_no: 0, offset: 96, stored_bytes: 20, raw_bytes: 3 }
+            })
+            .collect();
+        rows.sort_by_key(|r| r.id);
+        let tail = tail(&rows);
+        for (position, row) in rows.iter().enumerate() {
+            assert!(tail.pages_for(&row.id).contains(&(position / PAGE_ROWS)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_taken_calmly(bytes in proptest::collection::vec(any::<u8>(), 0..300), pages in 0u32..4, id: [u8; 32]) {
+            if let Ok(tail) = Tail::decode("x", &bytes, pages) {
+                tail.may_contain(&id);
+            }
+        }
+
+        #[test]
+        fn a_hostile_filter_is_refused_or_harmless(seed: u64, length in 0u32..40, count in 0u32..80, extra in 0usize..200, id: [u8; 32]) {
+            let mut bytes = Vec::new();
+            bytes.extend_from_slice(&1u64.to_le_bytes());
+            for n in [1u32, 0, 0, (DESCRIPTOR_BYTES + extra) as u32] { bytes.extend_from_slice(&n.to_le_bytes()); }
+            bytes.extend_from_slice(&[0; 8]);
+            bytes.extend_from_slice(&seed.to_le_bytes());
+            for n in [length, length.wrapping_sub(1), count] { bytes.extend_from_slice(&n.to_le_bytes()); }
+            bytes.extend(std::iter::repeat_n(7, extra));
+            if let Ok(tail) = Tail::decode("x", &bytes, 1) { tail.may_contain(&id); }
+        }
+    }
+}
