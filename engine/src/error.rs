@@ -45,7 +45,9 @@ pub enum Error {
         why: String,
     },
     /// The object was written by a later format version.
-    #[error("{object} is written in format version {found}, this program reads up to {supported}: update penstock")]
+    #[error(
+        "{object} is written in format version {found}, this program reads up to {supported}: update penstock"
+    )]
     NewerVersion {
         /// Repository key of the object.
         object: String,

@@ -5,6 +5,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::seal::ObjectKey;
 use crate::error::{Error, Result};
 use crate::format::header::{Cipher, Header, ObjectKind};
+use crate::format::index_segment::PackRef;
 use crate::id::{NodeId, random_bytes};
 
 /// 32 random bytes; whoever has them can read and write the repository.
@@ -31,7 +32,8 @@ impl RepoKeys {
     pub fn derive(master: &MasterKey, cipher: Cipher) -> Self {
         let derive = |context: &str| blake3::derive_key(context, &master[..]);
         let mut seed = derive("penstock v1 cut seed");
-        let cut_seed = u64::from_le_bytes([seed[0], seed[1], seed[2], seed[3], seed[4], seed[5], seed[6], seed[7]]);
+        let cut_seed =
+            u64::from_le_bytes([seed[0], seed[1], seed[2], seed[3], seed[4], seed[5], seed[6], seed[7]]);
         seed.zeroize();
         Self {
             cipher,
@@ -63,8 +65,7 @@ impl RepoKeys {
     pub fn new_object(&self, kind: ObjectKind, id: [u8; 16]) -> Result<(Header, ObjectKey)> {
         let salt = random_bytes()?;
         let key = self.object_key(kind, &id, &salt);
-        let header =
-            Header { kind, cipher: self.cipher, id, salt, commitment: *key.commitment() };
+        let header = Header { kind, cipher: self.cipher, id, salt, commitment: *key.commitment() };
         Ok((header, key))
     }
 
@@ -81,6 +82,11 @@ impl RepoKeys {
             ));
         }
         Ok(key)
+    }
+
+    /// Key of a pack whose salt an (authenticated) index segment gave.
+    pub fn pack_key(&self, pack: &PackRef) -> ObjectKey {
+        self.object_key(pack.kind, pack.id.as_bytes(), &pack.salt)
     }
 
     fn object_key(&self, kind: ObjectKind, id: &[u8; 16], salt: &[u8; 24]) -> ObjectKey {

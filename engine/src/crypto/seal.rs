@@ -68,11 +68,13 @@ impl ObjectKey {
         let (plain, tag) = region.split_at_mut(plain_bytes);
         let aad = self.aad(offset, context);
         match &self.sealer {
-            Sealer::Aes256Gcm(key) => match key.seal_in_place_separate_tag(nonce(offset), Aad::from(aad), plain) {
-                Ok(made) => tag.copy_from_slice(made.as_ref()),
-                // Fails only above 64 GiB, and regions are bounded by the pack size.
-                Err(_) => unreachable!("AES-GCM seals regions of this size"),
-            },
+            Sealer::Aes256Gcm(key) => {
+                match key.seal_in_place_separate_tag(nonce(offset), Aad::from(aad), plain) {
+                    Ok(made) => tag.copy_from_slice(made.as_ref()),
+                    // Fails only above 64 GiB, and regions are bounded by the pack size.
+                    Err(_) => unreachable!("AES-GCM seals regions of this size"),
+                }
+            }
             Sealer::None(key) => tag.copy_from_slice(&open_tag(key, &aad, offset, plain)),
         }
     }

@@ -136,7 +136,8 @@ fn derive(kdf: &Kdf, access: &AccessKey) -> Result<Option<Zeroizing<[u8; 32]>>> 
     match (kdf, access) {
         (Kdf::Argon2id { memory_kib, iterations, parallelism, salt }, AccessKey::Passphrase(text)) => {
             let bad = |e: String| Error::Invalid { what: format!("argon2id refuses its parameters: {e}") };
-            let params = Params::new(*memory_kib, *iterations, *parallelism, Some(32)).map_err(|e| bad(e.to_string()))?;
+            let params = Params::new(*memory_kib, *iterations, *parallelism, Some(32))
+                .map_err(|e| bad(e.to_string()))?;
             let salt = hex::decode(salt).map_err(|e| bad(e.to_string()))?;
             Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
                 .hash_password_into(text, &salt, &mut kek[..])
@@ -160,10 +161,7 @@ mod tests {
     fn every_kind_of_access_key_opens_its_own_slot_only() {
         let master = Zeroizing::new([7u8; 32]);
         let repo = "ab".repeat(16);
-        let keys = [
-            AccessKey::passphrase("correct horse"),
-            AccessKey::key_file(vec![5; 40]).unwrap(),
-        ];
+        let keys = [AccessKey::passphrase("correct horse"), AccessKey::key_file(vec![5; 40]).unwrap()];
         for (i, key) in keys.iter().enumerate() {
             let slot = wrap(&master, key, &repo, "test", String::new()).unwrap();
             assert_eq!(unwrap(&slot, key, &repo).unwrap().map(|m| *m), Some([7u8; 32]));

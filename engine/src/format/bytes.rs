@@ -33,9 +33,10 @@ impl<'o, 'a> Reader<'o, 'a> {
     /// The next `count` bytes.
     pub fn take(&mut self, count: usize) -> Result<&'a [u8]> {
         if count > self.remaining() {
-            return Err(
-                self.damaged(format_args!("{count} bytes expected, {} are left (truncated?)", self.remaining()))
-            );
+            return Err(self.damaged(format_args!(
+                "{count} bytes expected, {} are left (truncated?)",
+                self.remaining()
+            )));
         }
         let slice = &self.bytes[self.at..self.at + count];
         self.at += count;

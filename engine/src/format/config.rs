@@ -4,9 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::header::Cipher;
 use crate::error::{Error, Result};
-use crate::limits::{
-    CHUNK_TARGET_BYTES_MAX, CHUNK_TARGET_BYTES_MIN, PACK_BYTES_MAX, PACK_BYTES_MIN,
-};
+use crate::limits::{CHUNK_TARGET_BYTES_MAX, CHUNK_TARGET_BYTES_MIN, PACK_BYTES_MAX, PACK_BYTES_MIN};
 
 /// What all writers of a repository share.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -67,9 +65,13 @@ impl Compression {
         match text {
             "auto" => Ok(Self::Auto),
             "off" => Ok(Self::Off),
-            number => number.parse().ok().filter(|level| (-7..=19).contains(level)).map(Self::Level).ok_or_else(
-                || Error::Invalid { what: format!("compression {number:?}: auto, off or -7 to 19 are accepted") },
-            ),
+            number => {
+                number.parse().ok().filter(|level| (-7..=19).contains(level)).map(Self::Level).ok_or_else(
+                    || Error::Invalid {
+                        what: format!("compression {number:?}: auto, off or -7 to 19 are accepted"),
+                    },
+                )
+            }
         }
     }
 

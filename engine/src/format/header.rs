@@ -207,7 +207,8 @@ impl Trailer {
         }
         let end = trailer.tail_offset.checked_add(u64::from(trailer.tail_stored_bytes));
         let fits = end.and_then(|end| end.checked_add(TRAILER_BYTES as u64)) == Some(object_bytes);
-        if !fits || trailer.tail_offset < HEADER_BYTES as u64 || trailer.tail_stored_bytes < TAG_BYTES as u32 {
+        if !fits || trailer.tail_offset < HEADER_BYTES as u64 || trailer.tail_stored_bytes < TAG_BYTES as u32
+        {
             return Err(Error::damaged(
                 object,
                 format_args!("its trailer does not fit its {object_bytes} bytes: truncated or extended"),
@@ -252,7 +253,10 @@ mod tests {
         }
         assert!(Header::decode("x", &bytes, ObjectKind::Meta, &[7; 16]).is_err());
         assert!(
-            Header::decode("x", &bytes, ObjectKind::Data, &[1; 16]).unwrap_err().to_string().contains("swapped")
+            Header::decode("x", &bytes, ObjectKind::Data, &[1; 16])
+                .unwrap_err()
+                .to_string()
+                .contains("swapped")
         );
         assert!(Header::decode("x", &bytes[..95], ObjectKind::Data, &[7; 16]).is_err());
     }

@@ -20,7 +20,7 @@ pub const PAGES_OFFSET: u64 = 4096;
 const _: () = assert!(PAGE_STORED_BYTES == 4096);
 
 const TAIL_FIXED_BYTES: usize = 24;
-const PACK_ROW_BYTES: usize = 24;
+const PACK_ROW_BYTES: usize = 48;
 const DESCRIPTOR_BYTES: usize = 20;
 
 /// Where one content is.
@@ -93,6 +93,8 @@ pub fn decode_page(object: &str, page: &[u8], rows: usize) -> Result<Vec<Row>> {
 pub struct PackRef {
     /// Name of the pack.
     pub id: ObjectId,
+    /// Salt of its header, so that a frame is opened without reading the header first.
+    pub salt: [u8; 24],
     /// Length of the pack object.
     pub bytes: u32,
     /// Data or metadata.
@@ -174,6 +176,7 @@ impl Tail {
         }
         for pack in &self.packs {
             out.extend_from_slice(pack.id.as_bytes());
+            out.extend_from_slice(&pack.salt);
             out.extend_from_slice(&pack.bytes.to_le_bytes());
             out.extend_from_slice(&[pack.kind as u8, 0, 0, 0]);
         }
@@ -210,11 +213,14 @@ impl Tail {
         let expected =
             pack_count * PACK_ROW_BYTES + superseded_count * 16 + pages as usize * 8 + filter_bytes;
         if reader.remaining() != expected {
-            return Err(reader.damaged(format_args!("{expected} bytes expected, {} found", reader.remaining())));
+            return Err(
+                reader.damaged(format_args!("{expected} bytes expected, {} found", reader.remaining()))
+            );
         }
         let mut packs = Vec::with_capacity(pack_count);
         for _ in 0..pack_count {
             let id = ObjectId::new(reader.array()?);
+            let salt = reader.array()?;
             let pack_bytes = reader.u32()?;
             let kind = match reader.array::<4>()? {
                 [1, 0, 0, 0] => ObjectKind::Data,
@@ -224,12 +230,12 @@ impl Tail {
             if pack_bytes > PACK_BYTES_MAX {
                 return Err(reader.damaged("a pack of impossible length"));
             }
-            packs.push(PackRef { id, bytes: pack_bytes, kind });
+            packs.push(PackRef { id, salt, bytes: pack_bytes, kind });
         }
-        let superseded = (0..superseded_count)
-            .map(|_| reader.array().map(ObjectId::new))
-            .collect::<Result<Vec<_>>>()?;
-        let fences = (0..pages).map(|_| reader.array().map(u64::from_be_bytes)).collect::<Result<Vec<_>>>()?;
+        let superseded =
+            (0..superseded_count).map(|_| reader.array().map(ObjectId::new)).collect::<Result<Vec<_>>>()?;
+        let fences =
+            (0..pages).map(|_| reader.array().map(u64::from_be_bytes)).collect::<Result<Vec<_>>>()?;
         if !fences.is_sorted() {
             return Err(reader.damaged("page fences are not in order"));
         }
@@ -283,7 +289,12 @@ mod tests {
         Tail {
             entries: rows.len() as u64,
             packs: (0..3)
-                .map(|i| PackRef { id: ObjectId::new([i; 16]), bytes: 1 << 20, kind: ObjectKind::Data })
+                .map(|i| PackRef {
+                    id: ObjectId::new([i; 16]),
+                    salt: [i; 24],
+                    bytes: 1 << 20,
+                    kind: ObjectKind::Data,
+                })
                 .collect(),
             superseded: vec![ObjectId::new([9; 16])],
             fences: rows.chunks(PAGE_ROWS).map(|page| fence_key(&page[0].id)).collect(),
@@ -313,12 +324,14 @@ mod tests {
                 assert_eq!(found, Some(*row));
             }
             let absent = [0xab; 32];
-            assert!(tail.pages_for(&absent).all(|page| find_in_page(
-                &pages[page],
-                tail.rows_in_page(page),
-                &absent
-            )
-            .is_none()));
+            assert!(
+                tail.pages_for(&absent).all(|page| find_in_page(
+                    &pages[page],
+                    tail.rows_in_page(page),
+                    &absent
+                )
+                .is_none())
+            );
             assert_eq!(decode_page("x", &pages[0], tail.rows_in_page(0)).unwrap(), rows[..count.min(85)]);
             for keep in (0..bytes.len()).step_by(7) {
                 assert!(Tail::decode("x", &bytes[..keep], tail.fences.len() as u32).is_err());

@@ -79,7 +79,9 @@ impl Leaf {
         }
         let declared = reader.u32()? as usize;
         if declared != segment_bytes || segment_bytes > SEGMENT_BYTES {
-            return Err(reader.damaged(format_args!("a leaf of {declared} bytes where {segment_bytes} are due")));
+            return Err(
+                reader.damaged(format_args!("a leaf of {declared} bytes where {segment_bytes} are due"))
+            );
         }
         let mut leaf = Leaf::default();
         let mut left = segment_bytes as u64;
@@ -88,7 +90,9 @@ impl Leaf {
             let word = reader.varint()?;
             let len = word >> 1;
             if len == 0 || len > left {
-                return Err(reader.damaged(format_args!("a piece of {len} bytes with {left} left in the segment")));
+                return Err(
+                    reader.damaged(format_args!("a piece of {len} bytes with {left} left in the segment"))
+                );
             }
             left -= len;
             let chunk = (word & 1 == 1).then(|| reader.array().map(ChunkId::new)).transpose()?;
@@ -157,13 +161,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn pieces() -> impl Strategy<Value = Leaf> {
-        proptest::collection::vec((1u32..300_000, proptest::option::of(any::<[u8; 32]>())), 1..12).prop_map(|list| {
-            let mut leaf = Leaf::default();
-            for (len, id) in list {
-                leaf.push(Piece { len, chunk: id.map(ChunkId::new) });
-            }
-            leaf
-        })
+        proptest::collection::vec((1u32..300_000, proptest::option::of(any::<[u8; 32]>())), 1..12).prop_map(
+            |list| {
+                let mut leaf = Leaf::default();
+                for (len, id) in list {
+                    leaf.push(Piece { len, chunk: id.map(ChunkId::new) });
+                }
+                leaf
+            },
+        )
     }
 
     proptest! {

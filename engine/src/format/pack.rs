@@ -49,7 +49,9 @@ pub fn encode_toc(rows: &[TocRow]) -> Vec<u8> {
 pub fn decode_toc(object: &str, bytes: &[u8], count: u32, tail_offset: u64) -> Result<Vec<TocRow>> {
     let mut reader = Reader::new(object, bytes);
     if bytes.len() != count as usize * TOC_ROW_BYTES {
-        return Err(reader.damaged(format_args!("a table of contents of {count} rows in {} bytes", bytes.len())));
+        return Err(
+            reader.damaged(format_args!("a table of contents of {count} rows in {} bytes", bytes.len()))
+        );
     }
     let mut rows = Vec::with_capacity(count as usize);
     let mut next_offset = HEADER_BYTES as u64;

@@ -53,9 +53,9 @@ pub fn decode<'a>(object: &str, bytes: &'a [u8], kind: ObjectKind) -> Result<Pla
     }
     let payload_bytes = reader.u32()? as usize;
     if payload_bytes > PAYLOAD_BYTES_MAX {
-        return Err(
-            reader.damaged(format_args!("a payload of {payload_bytes} bytes, at most {PAYLOAD_BYTES_MAX} are allowed"))
-        );
+        return Err(reader.damaged(format_args!(
+            "a payload of {payload_bytes} bytes, at most {PAYLOAD_BYTES_MAX} are allowed"
+        )));
     }
     let payload = reader.take(payload_bytes)?;
     let authenticated = &bytes[..reader.position()];

@@ -114,8 +114,10 @@ mod node_hex {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NodeRef, D::Error> {
         let text: Option<String> = Option::deserialize(deserializer)?;
-        text.map(|hex| NodeId::from_hex(&hex).ok_or_else(|| D::Error::custom("a node id that is not 64 hex digits")))
-            .transpose()
+        text.map(|hex| {
+            NodeId::from_hex(&hex).ok_or_else(|| D::Error::custom("a node id that is not 64 hex digits"))
+        })
+        .transpose()
     }
 }
 
@@ -139,7 +141,10 @@ impl RecoveryPoint {
             {
                 return Err(Error::damaged(
                     object,
-                    format_args!("volume {}: a manifest of level {} for {} bytes", volume.name, volume.root.level, volume.size_bytes),
+                    format_args!(
+                        "volume {}: a manifest of level {} for {} bytes",
+                        volume.name, volume.root.level, volume.size_bytes
+                    ),
                 ));
             }
         }

@@ -1,0 +1,69 @@
+//! Builds a tree from finished groups of 256 segments; what is held is one reference per GiB.
+
+use crate::error::Result;
+use crate::format::node::{NodeRef, encode_inner};
+use crate::format::point::Root;
+use crate::id::NodeId;
+use crate::limits::NODE_FANOUT;
+
+use super::tree::Shape;
+
+/// Where encoded nodes go: stored unless the repository has them.
+pub trait NodeSink {
+    /// Stores a node and returns its id.
+    fn put(&mut self, node: &[u8]) -> Result<NodeId>;
+}
+
+/// Groups finished so far of one volume.
+#[derive(Default)]
+pub struct TreeBuilder {
+    groups: Vec<NodeRef>,
+    /// The only segment's leaf, if the volume has one segment: then it is the root.
+    single: Option<NodeRef>,
+}
+
+impl TreeBuilder {
+    /// Sets group `index` from the references of its leaves.
+    pub fn set_leaves(&mut self, index: u64, leaves: &[NodeRef], sink: &mut dyn NodeSink) -> Result<()> {
+        if index == 0 && leaves.len() == 1 {
+            self.single = Some(leaves[0]);
+        }
+        let node = if leaves.iter().all(Option::is_none) || leaves.len() == 1 && index == 0 {
+            None
+        } else {
+            Some(sink.put(&encode_inner(1, leaves))?)
+        };
+        self.set_node(index, node);
+        Ok(())
+    }
+
+    /// Sets group `index` to a node that is stored already.
+    pub fn set_node(&mut self, index: u64, node: NodeRef) {
+        let index = index as usize;
+        if self.groups.len() <= index {
+            self.groups.resize(index + 1, None);
+        }
+        self.groups[index] = node;
+    }
+
+    /// Builds the levels above the groups.
+    pub fn finish(mut self, size_bytes: u64, sink: &mut dyn NodeSink) -> Result<Root> {
+        let shape = Shape { size_bytes };
+        let level = shape.root_level();
+        if level == 0 {
+            return Ok(Root { level, node: self.single.flatten() });
+        }
+        let mut nodes = std::mem::take(&mut self.groups);
+        nodes.resize(shape.nodes_at(1) as usize, None);
+        for above in 2..=level {
+            nodes = nodes
+                .chunks(NODE_FANOUT)
+                .map(|children| {
+                    let zero = children.iter().all(Option::is_none);
+                    (!zero).then(|| sink.put(&encode_inner(above, children))).transpose()
+                })
+                .collect::<Result<_>>()?;
+        }
+        Ok(Root { level, node: nodes.first().copied().flatten() })
+    }
+}

@@ -1,0 +1,7 @@
+//! Packs: frames are added to a builder, and taken out of a fetched range.
+
+mod builder;
+mod reader;
+
+pub use builder::{FinishedPack, PackBuilder, pack_buffer_bytes};
+pub use reader::{FrameReader, Location, read_contents};

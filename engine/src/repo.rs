@@ -1,0 +1,415 @@
+//! An open repository: configuration, keys, recovery points, and the index once it is needed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use crate::crypto::RepoKeys;
+use crate::crypto::keys::{MasterKey, random_master_key};
+use crate::crypto::wrap::{AccessKey, unwrap, wrap};
+use crate::error::{Error, Result};
+use crate::format::config::{Config, Encryption, Kdf, KeySlot};
+use crate::format::header::{Cipher, ObjectKind};
+use crate::format::pack::Codec;
+use crate::format::plain::{self, PLAIN_BYTES_MAX};
+use crate::format::point::{POINT_BYTES_MAX, RecoveryPoint, Root};
+use crate::id::{ObjectId, PointId, random_bytes};
+use crate::index::Index;
+use crate::limits::{CHUNK_TARGET_BYTES_DEFAULT, PACK_BYTES_DEFAULT};
+use crate::manifest::{NodeReader, TreeReader};
+use crate::sealed;
+use crate::store::{Body, PutOutcome, Requests, Span, Store};
+
+/// Fewest characters of a recovery point's id that are accepted as a prefix.
+const PREFIX_CHARS_MIN: usize = 4;
+
+/// An open repository.
+pub struct Repository {
+    store: Arc<dyn Store>,
+    config: Config,
+    keys: Arc<RepoKeys>,
+    index: Mutex<Option<Arc<Index>>>,
+}
+
+/// Parameters of a new repository; the fields are those of [`Config`].
+#[derive(Clone, Debug)]
+pub struct InitOptions {
+    /// How objects are sealed.
+    pub encryption: Encryption,
+    /// `block` or `fastcdc`.
+    pub chunker: String,
+    /// Average chunk.
+    pub chunk_bytes: u32,
+    /// What a pack aims at.
+    pub pack_bytes: u32,
+    /// `auto`, `off`, or a zstd level.
+    pub compression: String,
+    /// Program and version, recorded.
+    pub program: String,
+}
+
+impl Default for InitOptions {
+    fn default() -> Self {
+        Self {
+            encryption: Encryption::Aes256Gcm,
+            chunker: "block".into(),
+            chunk_bytes: CHUNK_TARGET_BYTES_DEFAULT,
+            pack_bytes: PACK_BYTES_DEFAULT,
+            compression: "auto".into(),
+            program: concat!("penstock-engine ", env!("CARGO_PKG_VERSION")).into(),
+        }
+    }
+}
+
+/// A recovery point that was listed. Damaged ones are told, so that one of them never hides the others.
+pub enum Listed {
+    /// It can be read.
+    Point(RecoveryPoint),
+    /// It cannot.
+    Damaged {
+        /// Its name.
+        id: String,
+        /// Why.
+        error: Error,
+    },
+}
+
+impl Repository {
+    /// Creates a repository in an empty place.
+    pub fn init(store: Arc<dyn Store>, options: &InitOptions, access: &AccessKey) -> Result<Repository> {
+        let taken = |what: &str| Error::AlreadyExists {
+            location: store.location().to_owned(),
+            what: what.to_owned(),
+        };
+        let (mut is_repository, mut stranger) = (false, None);
+        store.list("", &mut |key, _| {
+            is_repository |= key == "config";
+            // Key slots and temporary files alone are what an `init` leaves that was cut short.
+            if !(key.starts_with("keys/") || key.starts_with("tmp/")) {
+                stranger = Some(key.to_owned());
+            }
+        })?;
+        if is_repository {
+            return Err(taken("a repository"));
+        }
+        if let Some(stranger) = stranger {
+            return Err(taken(&format!("other files, such as {stranger}")));
+        }
+        let config = Config {
+            repository_id: hex::encode(random_bytes::<16>()?),
+            created_at: now(),
+            created_by: options.program.clone(),
+            encryption: options.encryption,
+            chunker: options.chunker.clone(),
+            chunk_bytes: options.chunk_bytes,
+            pack_bytes: options.pack_bytes,
+            compression: options.compression.clone(),
+        };
+        config.check()?;
+        let access = match options.encryption {
+            Encryption::None => &AccessKey::None,
+            Encryption::Aes256Gcm => access,
+        };
+        let master = random_master_key()?;
+        let keys = RepoKeys::derive(&master, config.encryption.cipher());
+        let slot = wrap(&master, access, &config.repository_id, "made by init", now())?;
+        let slot_bytes = plain::encode(ObjectKind::Key, &to_json(&slot)?, keys.config_mac());
+        store.put_new(&ObjectKind::Key.key(&slot.key_id), Body::Bytes(&slot_bytes))?;
+        // The configuration last: it is what makes this a repository.
+        let config_bytes = plain::encode(ObjectKind::Config, &to_json(&config)?, keys.config_mac());
+        if store.put_new(&ObjectKind::Config.key(""), Body::Bytes(&config_bytes))? == PutOutcome::Exists {
+            return Err(taken("a repository"));
+        }
+        Ok(Repository { store, config, keys: Arc::new(keys), index: Mutex::new(None) })
+    }
+
+    /// True if opening needs a passphrase or a key file. Reads the configuration only.
+    pub fn needs_key(store: &dyn Store) -> Result<bool> {
+        let bytes = read_config(store)?;
+        let plain = plain::decode("config", &bytes, ObjectKind::Config)?;
+        Ok(Config::from_json("config", plain.payload)?.encryption != Encryption::None)
+    }
+
+    /// Opens a repository.
+    pub fn open(store: Arc<dyn Store>, access: &AccessKey) -> Result<Repository> {
+        let bytes = read_config(store.as_ref())?;
+        let plain = plain::decode("config", &bytes, ObjectKind::Config)?;
+        let config = Config::from_json("config", plain.payload)?;
+        let master = open_slots(store.as_ref(), &config, access)?;
+        let keys = RepoKeys::derive(&master, config.encryption.cipher());
+        if !plain.mac_matches(keys.config_mac()) {
+            return Err(Error::damaged("config", "it was changed by someone who does not have the key"));
+        }
+        Ok(Repository { store, config, keys: Arc::new(keys), index: Mutex::new(None) })
+    }
+
+    /// Shared parameters.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where it is, for people.
+    pub fn location(&self) -> &str {
+        self.store.location()
+    }
+
+    /// The store underneath.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The keys.
+    pub fn keys(&self) -> &Arc<RepoKeys> {
+        &self.keys
+    }
+
+    /// Requests made since opening.
+    pub fn requests(&self) -> Requests {
+        self.store.requests()
+    }
+
+    /// The index, opened at the first call.
+    pub fn index(&self) -> Result<Arc<Index>> {
+        let mut slot = self.index.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(index) = &*slot {
+            return Ok(index.clone());
+        }
+        let index = Arc::new(Index::load(self.store.clone(), self.keys.clone())?);
+        Ok(slot.insert(index).clone())
+    }
+
+    /// A reader of the manifest tree under `root`.
+    pub fn tree(&self, size_bytes: u64, root: Root) -> Result<TreeReader> {
+        let nodes = NodeReader::new(self.store.clone(), self.keys.clone(), self.index()?)?;
+        Ok(TreeReader::new(nodes, size_bytes, root))
+    }
+
+    /// Ids of all recovery points, oldest first.
+    pub fn point_ids(&self) -> Result<Vec<PointId>> {
+        let mut ids = Vec::new();
+        self.store.list(ObjectKind::Point.prefix(), &mut |key, _| {
+            let name = key.trim_start_matches(ObjectKind::Point.prefix());
+            ids.extend(PointId::from_hex(name));
+        })?;
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// All recovery points, oldest first.
+    pub fn points(&self) -> Result<Vec<Listed>> {
+        self.point_ids()?
+            .into_iter()
+            .map(|id| match self.read_point(id) {
+                Ok(point) => Ok(Listed::Point(point)),
+                Err(error) if error.is_damage() || matches!(error, Error::NewerVersion { .. }) => {
+                    Ok(Listed::Damaged { id: id.to_string(), error })
+                }
+                Err(error) => Err(error),
+            })
+            .collect()
+    }
+
+    /// Reads one recovery point.
+    pub fn read_point(&self, id: PointId) -> Result<RecoveryPoint> {
+        let object = ObjectKind::Point.key(&id.to_string());
+        let mut bytes = Vec::new();
+        if self.store.get(&object, Span::All, &mut bytes)?.is_none() {
+            return Err(Error::Missing { object, needed_by: "the list of recovery points".into() });
+        }
+        let frame = sealed::decode(&self.keys, &object, ObjectKind::Point, *id.as_bytes(), &mut bytes)?;
+        let json = match frame.split_first() {
+            Some((codec, json)) if *codec == Codec::Raw as u8 => json.to_vec(),
+            Some((codec, packed)) if *codec == Codec::Zstd as u8 => {
+                zstd::bulk::decompress(packed, POINT_BYTES_MAX).map_err(|e| Error::damaged(&object, e))?
+            }
+            _ => return Err(Error::damaged(&object, "an unknown codec")),
+        };
+        RecoveryPoint::from_json(&object, &json, &id)
+    }
+
+    /// Publishes a recovery point: the commit. Everything it refers to must be durable.
+    pub fn publish(&self, point: &RecoveryPoint) -> Result<()> {
+        let id = point
+            .point_id()
+            .ok_or_else(|| Error::Invalid { what: "a recovery point without an id".into() })?;
+        let json = point.to_json()?;
+        let packed = zstd::bulk::compress(&json, 3)
+            .map_err(|e| Error::Invalid { what: format!("zstd cannot compress the recovery point: {e}") })?;
+        let frame = [&[Codec::Zstd as u8], &packed[..]].concat();
+        let bytes = sealed::encode(&self.keys, ObjectKind::Point, *id.as_bytes(), &frame)?;
+        let object = ObjectKind::Point.key(&point.id);
+        fail::fail_point!("point-before-put");
+        match self.store.put_new(&object, Body::Bytes(&bytes))? {
+            PutOutcome::Created => Ok(()),
+            PutOutcome::Exists => Err(Error::damaged(object, "a name just drawn was taken already")),
+        }
+    }
+
+    /// The point that `text` means: `latest`, `latest:NAME`, an id, or a unique prefix of one.
+    pub fn resolve(&self, text: &str) -> Result<RecoveryPoint> {
+        let ids = self.point_ids()?;
+        if text == "latest" || text.starts_with("latest:") {
+            let name = text.strip_prefix("latest:");
+            return self
+                .newest(&ids, name)?
+                .ok_or_else(|| Error::NoSuchPoint { what: self.none_text(text, &ids) });
+        }
+        let text = text.to_ascii_lowercase();
+        let found: Vec<&PointId> = ids.iter().filter(|id| id.to_string().starts_with(&text)).collect();
+        match found[..] {
+            [id] if text.len() >= PREFIX_CHARS_MIN => self.read_point(*id),
+            [] => Err(Error::NoSuchPoint { what: self.none_text(&text, &ids) }),
+            [_] => Err(Error::NoSuchPoint {
+                what: format!("{text} is too short, give at least {PREFIX_CHARS_MIN} characters"),
+            }),
+            _ => Err(Error::NoSuchPoint {
+                what: format!("{text} is the beginning of {} ids, give more characters", found.len()),
+            }),
+        }
+    }
+
+    /// The newest point called `name` (or of any name). Damaged points are passed over with a warning.
+    pub fn newest(&self, ids: &[PointId], name: Option<&str>) -> Result<Option<RecoveryPoint>> {
+        for id in ids.iter().rev() {
+            match self.read_point(*id) {
+                Ok(point) if name.is_none_or(|name| point.name == name) => return Ok(Some(point)),
+                Ok(_) => {}
+                Err(error) if error.is_damage() => tracing::warn!("passing over a recovery point: {error}"),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    fn none_text(&self, asked: &str, ids: &[PointId]) -> String {
+        if ids.is_empty() {
+            return format!("{asked}; {} holds none yet", self.location());
+        }
+        format!("{asked}; {} holds {} points, `penstock list` shows them", self.location(), ids.len())
+    }
+}
+
+/// The configuration object's bytes.
+fn read_config(store: &dyn Store) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let found = store.get("config", Span::At { offset: 0, len: PLAIN_BYTES_MAX + 1 }, &mut bytes)?;
+    match found {
+        Some(_) => Ok(bytes),
+        None => Err(Error::NotARepository {
+            location: store.location().to_owned(),
+            why: "there is no `config` in it".into(),
+        }),
+    }
+}
+
+/// Tries the access key on every slot.
+fn open_slots(store: &dyn Store, config: &Config, access: &AccessKey) -> Result<MasterKey> {
+    let mut names = Vec::new();
+    store.list(ObjectKind::Key.prefix(), &mut |key, _| names.push(key.to_owned()))?;
+    let location = store.location().to_owned();
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut first_damage = None;
+    for object in &names {
+        match try_slot(store, config, access, object) {
+            Ok(Tried::Opened(master)) => return Ok(master),
+            Ok(Tried::Other(kind)) => *kinds.entry(kind).or_default() += 1,
+            Err(error) if error.is_damage() => {
+                tracing::warn!("{error}");
+                first_damage.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    match first_damage {
+        Some(damage) => Err(damage),
+        None if names.is_empty() => Err(Error::Missing {
+            object: "keys/".into(),
+            needed_by: format!("the repository at {location}: without a key slot nobody can open it"),
+        }),
+        None => {
+            let slots: Vec<String> =
+                kinds.iter().map(|(kind, count)| format!("{count} for a {kind}")).collect();
+            Err(Error::WrongKey {
+                location,
+                why: format!("what was given opens none of its key slots ({})", slots.join(", ")),
+            })
+        }
+    }
+}
+
+enum Tried {
+    Opened(MasterKey),
+    Other(&'static str),
+}
+
+fn try_slot(store: &dyn Store, config: &Config, access: &AccessKey, object: &str) -> Result<Tried> {
+    let id = object
+        .strip_prefix(ObjectKind::Key.prefix())
+        .filter(|id| ObjectId::from_hex(id).is_some())
+        .ok_or_else(|| Error::damaged(object, "its name is not an id"))?;
+    let mut bytes = Vec::new();
+    store.get(object, Span::At { offset: 0, len: PLAIN_BYTES_MAX + 1 }, &mut bytes)?;
+    let plain = plain::decode(object, &bytes, ObjectKind::Key)?;
+    let slot = KeySlot::from_json(object, plain.payload, id)?;
+    if let Some(master) = unwrap(&slot, access, &config.repository_id)? {
+        let cipher: Cipher = config.encryption.cipher();
+        if !plain.mac_matches(RepoKeys::derive(&master, cipher).config_mac()) {
+            return Err(Error::damaged(object, "it was changed by someone who does not have the key"));
+        }
+        return Ok(Tried::Opened(master));
+    }
+    Ok(Tried::Other(match slot.kdf {
+        Kdf::Argon2id { .. } => "passphrase",
+        Kdf::KeyFile => "key file",
+        Kdf::None => "repository without encryption",
+    }))
+}
+
+fn to_json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|e| Error::Invalid { what: format!("cannot be written as JSON: {e}") })
+}
+
+/// The present time, RFC 3339, to the millisecond.
+pub(crate) fn now() -> String {
+    let now = jiff::Timestamp::now();
+    format!("{now:.3}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::MemoryStore;
+
+    fn options() -> InitOptions {
+        InitOptions { encryption: Encryption::Aes256Gcm, ..InitOptions::default() }
+    }
+
+    fn open_err(store: &Arc<dyn Store>, access: &AccessKey) -> Error {
+        Repository::open(store.clone(), access).err().unwrap()
+    }
+
+    #[test]
+    fn the_right_key_opens_and_each_failure_has_its_own_error() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let access = AccessKey::passphrase("p");
+        assert!(matches!(open_err(&store, &access), Error::NotARepository { .. }));
+        let made = Repository::init(store.clone(), &options(), &access).unwrap();
+        assert!(matches!(
+            Repository::init(store.clone(), &options(), &access).err().unwrap(),
+            Error::AlreadyExists { .. }
+        ));
+        let opened = Repository::open(store.clone(), &access).unwrap();
+        assert_eq!(opened.config(), made.config());
+        assert!(Repository::needs_key(store.as_ref()).unwrap());
+        let error = open_err(&store, &AccessKey::passphrase("q"));
+        assert!(
+            matches!(error, Error::WrongKey { .. }) && error.to_string().contains("1 for a passphrase"),
+            "{error}"
+        );
+        assert!(matches!(
+            open_err(&store, &AccessKey::key_file(vec![0; 32]).unwrap()),
+            Error::WrongKey { .. }
+        ));
+        let error = opened.resolve("latest").unwrap_err();
+        assert!(matches!(error, Error::NoSuchPoint { .. }));
+    }
+}

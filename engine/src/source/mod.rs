@@ -1,0 +1,111 @@
+//! Where volumes are read from: a size, a map of the ranges worth reading, and a descriptor for the reader threads.
+//! Nothing here opens anything for writing.
+
+pub mod device;
+pub mod extents;
+pub mod image;
+pub mod stream;
+pub mod sysfs;
+pub mod usage;
+
+use std::fs;
+use std::ops::Range;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use crate::io::file::OpenFile;
+pub use device::DeviceSource;
+pub use extents::Extents;
+pub use image::ImageSource;
+pub use stream::StreamSource;
+
+use crate::error::{Error, Result};
+use crate::limits::VOLUME_BYTES_MAX;
+
+/// What a source is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SourceKind {
+    /// A block device.
+    Device,
+    /// A regular file.
+    Image,
+    /// Standard input or a FIFO: read once, front to back, of unknown size.
+    Stream,
+}
+
+/// How to open a source.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions {
+    /// Also read a device (or the file behind one) that is in use read-write; the backup is then no better than after a power cut, or worse.
+    pub force_live: bool,
+}
+
+/// A volume that can be backed up.
+pub trait Source: Send + Sync {
+    /// For messages and as the volume's name: the path as given, or `stdin`.
+    fn name(&self) -> &str;
+
+    /// Bytes in the volume, fixed when it is opened; `None` for a stream.
+    fn size_bytes(&self) -> Option<u64>;
+
+    /// What it is.
+    fn kind(&self) -> SourceKind;
+
+    /// Unit of the device's own transfers, 512 or 4096; 1 where there is no device. Recorded with the volume, since a
+    /// partition table written for one does not work with the other.
+    fn logical_block_bytes(&self) -> u32;
+
+    /// The next range at or after `from` that may hold data; `None` after the last. What lies between is a hole, reads as
+    /// zeros and need not be read. Ends are multiples of 4 KiB or the volume's end, and so are starts if `from` is.
+    /// Fails with [`Error::Invalid`] on a stream.
+    fn next_data(&self, from: u64) -> Result<Option<Range<u64>>>;
+
+    /// A token that stays equal while the contents do, so that a backup that was killed can go on. `None`: no such
+    /// claim can be made. See the implementations for what each can miss.
+    fn identity(&self) -> Option<String>;
+
+    /// The descriptor for reader threads; `None` for a stream.
+    fn file(&self) -> Option<Arc<OpenFile>>;
+
+    /// The stream, if that is what this is: it is read by the pipeline itself, with a mutable borrow.
+    fn as_stream(&mut self) -> Option<&mut StreamSource> {
+        None
+    }
+}
+
+/// Opens `path` by what it is: block device, regular file, FIFO, or `-` for standard input. Waits for a FIFO's writer.
+///
+/// Fails with [`Error::SourceRefused`] if the device is in use (see [`OpenOptions::force_live`]) or the path is something
+/// else, and with [`Error::Io`] if it cannot be opened.
+pub fn open(path: &Path, options: OpenOptions) -> Result<Box<dyn Source>> {
+    if path.as_os_str() == "-" {
+        return Ok(Box::new(StreamSource::stdin()));
+    }
+    let name = path.display().to_string();
+    let kind = fs::metadata(path).map_err(Error::io("open", &name))?.file_type();
+    if kind.is_block_device() {
+        return Ok(Box::new(DeviceSource::open(path, options.force_live)?));
+    }
+    if kind.is_file() {
+        return Ok(Box::new(ImageSource::open(path, options.force_live)?));
+    }
+    if kind.is_fifo() {
+        return Ok(Box::new(StreamSource::fifo(path)?));
+    }
+    let what =
+        if kind.is_dir() { "a directory" } else { "neither a block device, a regular file nor a FIFO" };
+    Err(Error::SourceRefused {
+        source_name: name,
+        why: format!("it is {what}. Penstock backs up whole volumes: give a device or an image file"),
+    })
+}
+
+/// Refuses sizes that the format cannot hold.
+fn check_size(name: &str, size_bytes: u64) -> Result<()> {
+    if size_bytes <= VOLUME_BYTES_MAX {
+        return Ok(());
+    }
+    let why = format!("it holds {size_bytes} bytes, more than the {VOLUME_BYTES_MAX} that a volume can have");
+    Err(Error::SourceRefused { source_name: name.into(), why })
+}

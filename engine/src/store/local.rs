@@ -1,0 +1,236 @@
+//! A store in a directory: a file per object. Objects appear by an exclusive rename of a complete, synced file, so a crash leaves
+//! nothing that could be taken for one.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
+use super::tmp::TmpDir;
+use super::{Body, PutOutcome, Span, Store, StoreOptions};
+use crate::error::{Error, Result};
+use crate::io::DurableWriter;
+
+/// Packs written at a time.
+const WRITES_AT_A_TIME: usize = 4;
+
+/// Objects as files below a directory.
+pub struct LocalStore {
+    root: PathBuf,
+    location: String,
+    options: StoreOptions,
+    writer: OnceLock<DurableWriter>,
+    tmp: Mutex<Option<std::sync::Arc<TmpDir>>>,
+}
+
+impl LocalStore {
+    /// Opens the directory; with `create`, makes it first.
+    pub fn open(root: &Path, options: StoreOptions) -> Result<Self> {
+        if options.create {
+            fs::create_dir_all(root).map_err(Error::io("create", root.display()))?;
+        }
+        let location = root.display().to_string();
+        match fs::metadata(root) {
+            Ok(meta) if meta.is_dir() => {}
+            Ok(_) => return Err(Error::NotARepository { location, why: "it is not a directory".into() }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::NotARepository { location, why: "there is no such directory".into() });
+            }
+            Err(e) => return Err(Error::io("open", location)(e)),
+        }
+        Ok(Self { root: root.to_owned(), location, options, writer: OnceLock::new(), tmp: Mutex::new(None) })
+    }
+
+    fn path(&self, key: &str) -> PathBuf {
+        self.root.join(key)
+    }
+
+    /// This process's directory for files being written, made when it is first needed.
+    fn tmp(&self) -> Result<std::sync::Arc<TmpDir>> {
+        let mut slot = self.tmp.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match &*slot {
+            Some(tmp) => Ok(tmp.clone()),
+            None => Ok(slot.insert(std::sync::Arc::new(TmpDir::create(&self.root)?)).clone()),
+        }
+    }
+
+    /// Writes and syncs the body under a temporary name.
+    fn write_tmp(&self, path: &Path, body: Body<'_>) -> Result<()> {
+        fail::fail_point!("local-write", |_| Err(Error::io("write", path.display())(
+            io::Error::from_raw_os_error(libc::ENOSPC)
+        )));
+        match body {
+            Body::Bytes(bytes) => {
+                let mut file = File::create_new(path).map_err(Error::io("create", path.display()))?;
+                file.write_all(bytes)
+                    .and_then(|()| file.sync_all())
+                    .map_err(Error::io("write", path.display()))
+            }
+            Body::Pooled { mut buf, len } => {
+                let writer =
+                    self.writer.get_or_init(|| DurableWriter::new(self.options.io_engine, WRITES_AT_A_TIME));
+                buf.lend(|aligned| writer.write_file(path, aligned, len))
+                    .map_err(Error::io("write", path.display()))
+            }
+        }
+    }
+
+    /// Makes the directory of `path`, synced into its own parents, if it is not there.
+    fn make_parent(&self, path: &Path) -> Result<()> {
+        let mut missing = Vec::new();
+        let mut dir = path.parent();
+        while let Some(d) = dir.filter(|d| *d != self.root && !d.is_dir()) {
+            missing.push(d.to_owned());
+            dir = d.parent();
+        }
+        for dir in missing.into_iter().rev() {
+            match fs::create_dir(&dir) {
+                Ok(()) => sync_dir(dir.parent().unwrap_or(&self.root))?,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(Error::io("create", dir.display())(e)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Store for LocalStore {
+    fn location(&self) -> &str {
+        &self.location
+    }
+
+    fn put_new(&self, key: &str, body: Body<'_>) -> Result<PutOutcome> {
+        let path = self.path(key);
+        if path.exists() {
+            return Ok(PutOutcome::Exists); // the rename below decides; this saves the write in the common case
+        }
+        let tmp = self.tmp()?;
+        let tmp_path = tmp.next_path();
+        let stored = self.write_tmp(&tmp_path, body).and_then(|()| self.make_parent(&path)).and_then(|()| {
+            fail::fail_point!("local-before-rename");
+            rename_new(&tmp_path, &path).map_err(Error::io("publish", path.display()))
+        });
+        match stored {
+            Ok(true) => {
+                fail::fail_point!("local-after-rename");
+                sync_dir(path.parent().unwrap_or(&self.root))?;
+                Ok(PutOutcome::Created)
+            }
+            Ok(false) => {
+                let _ = fs::remove_file(&tmp_path);
+                Ok(PutOutcome::Exists)
+            }
+            Err(error) => {
+                let _ = fs::remove_file(&tmp_path); // the space matters when the disk is full
+                Err(error)
+            }
+        }
+    }
+
+    fn get(&self, key: &str, span: Span, out: &mut Vec<u8>) -> Result<Option<u64>> {
+        out.clear();
+        let path = self.path(key);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io("open", path.display())(e)),
+        };
+        let object_bytes = file.metadata().map_err(Error::io("read", path.display()))?.len();
+        let (offset, len) = match span {
+            Span::All => (0, object_bytes),
+            Span::At { offset, len } => (offset, object_bytes.saturating_sub(offset).min(len as u64)),
+            Span::Last(len) => {
+                let len = object_bytes.min(len as u64);
+                (object_bytes - len, len)
+            }
+        };
+        out.resize(len as usize, 0);
+        file.read_exact_at(out, offset)
+            .map_err(Error::io("read", format_args!("{} at byte {offset}", path.display())))?;
+        Ok(Some(object_bytes))
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64)) -> Result<()> {
+        let mut dirs = vec![prefix.rsplit_once('/').map_or("", |(dir, _)| dir).to_owned()];
+        while let Some(dir) = dirs.pop() {
+            let path = self.path(&dir);
+            let entries = match fs::read_dir(&path) {
+                Ok(entries) => entries,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(Error::io("list", path.display())(e)),
+            };
+            for entry in entries {
+                let entry = entry.map_err(Error::io("list", path.display()))?;
+                let Ok(name) = entry.file_name().into_string() else { continue };
+                let key = if dir.is_empty() { name } else { format!("{dir}/{name}") };
+                let meta = match entry.metadata() {
+                    Ok(meta) => meta,
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue, // deleted meanwhile
+                    Err(e) => return Err(Error::io("list", path.display())(e)),
+                };
+                if meta.is_dir() {
+                    dirs.push(key);
+                } else if key.starts_with(prefix) {
+                    each(&key, meta.len());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        let path = self.path(key);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::io("delete", path.display())(e)),
+        }
+    }
+}
+
+/// Renames without replacing; false if the name is taken.
+fn rename_new(from: &Path, to: &Path) -> io::Result<bool> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        // Filesystems without RENAME_NOREPLACE: a hard link is exclusive too.
+        Err(Errno::INVAL | Errno::NOSYS) => match fs::hard_link(from, to) {
+            Ok(()) => fs::remove_file(from).map(|()| true),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(e) => Err(e),
+        },
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::IoEngine;
+
+    #[test]
+    fn conforms_with_either_engine() {
+        for io_engine in [IoEngine::Uring, IoEngine::Pread] {
+            let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+            let store = LocalStore::open(dir.path(), StoreOptions { create: true, io_engine }).unwrap();
+            crate::store::conformance::check(&store);
+            drop(store);
+            assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0, "no temporary file is left");
+        }
+    }
+
+    #[test]
+    fn a_place_that_is_not_there_is_no_repository() {
+        let options = StoreOptions { create: false, io_engine: IoEngine::Pread };
+        let error = LocalStore::open(Path::new("/nonexistent/x"), options).err().unwrap();
+        assert!(matches!(error, Error::NotARepository { .. }));
+    }
+}

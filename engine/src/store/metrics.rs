@@ -1,0 +1,81 @@
+//! A decorator that counts requests: they are what an object store bills.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Body, PutOutcome, Span, Store};
+use crate::error::Result;
+
+/// Requests made to a store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct Requests {
+    /// Whole and ranged reads.
+    pub get: u64,
+    /// Writes.
+    pub put: u64,
+    /// Listings.
+    pub list: u64,
+    /// Removals.
+    pub delete: u64,
+    /// Requests that were made again.
+    pub retried: u64,
+}
+
+/// Counts the requests to the store inside.
+#[derive(Debug, Default)]
+pub struct Counted<S> {
+    inner: S,
+    get: AtomicU64,
+    put: AtomicU64,
+    list: AtomicU64,
+    delete: AtomicU64,
+}
+
+impl<S: Store> Counted<S> {
+    /// Wraps a store.
+    pub fn new(inner: S) -> Self {
+        Self {
+            inner,
+            get: AtomicU64::new(0),
+            put: AtomicU64::new(0),
+            list: AtomicU64::new(0),
+            delete: AtomicU64::new(0),
+        }
+    }
+}
+
+impl<S: Store> Store for Counted<S> {
+    fn location(&self) -> &str {
+        self.inner.location()
+    }
+
+    fn put_new(&self, key: &str, body: Body<'_>) -> Result<PutOutcome> {
+        self.put.fetch_add(1, Ordering::Relaxed);
+        self.inner.put_new(key, body)
+    }
+
+    fn get(&self, key: &str, span: Span, out: &mut Vec<u8>) -> Result<Option<u64>> {
+        self.get.fetch_add(1, Ordering::Relaxed);
+        self.inner.get(key, span, out)
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64)) -> Result<()> {
+        self.list.fetch_add(1, Ordering::Relaxed);
+        self.inner.list(prefix, each)
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        self.delete.fetch_add(1, Ordering::Relaxed);
+        self.inner.delete(key)
+    }
+
+    fn requests(&self) -> Requests {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Requests {
+            get: load(&self.get),
+            put: load(&self.put),
+            list: load(&self.list),
+            delete: load(&self.delete),
+            retried: 0,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Where objects live: opaque keys and bytes. A store knows nothing of formats, keys or chunks.
+
+mod local;
+mod memory;
+mod metrics;
+mod tmp;
+
+#[cfg(test)]
+mod conformance;
+
+use std::path::Path;
+use std::sync::Arc;
+
+pub use local::LocalStore;
+pub use memory::MemoryStore;
+pub use metrics::{Counted, Requests};
+
+use crate::error::{Error, Result};
+use crate::io::{IoEngine, PooledBuf};
+
+/// Answer to a put.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PutOutcome {
+    /// The object is new and durable.
+    Created,
+    /// The key was taken; nothing was changed.
+    Exists,
+}
+
+/// What to put.
+pub enum Body<'a> {
+    /// Small objects.
+    Bytes(&'a [u8]),
+    /// Packs: the first `len` bytes of an aligned buffer, which goes back to its pool once they are stored.
+    Pooled {
+        /// The buffer.
+        buf: PooledBuf,
+        /// Bytes of it that are the object.
+        len: usize,
+    },
+}
+
+impl Body<'_> {
+    /// The object's bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Body::Bytes(bytes) => bytes,
+            Body::Pooled { buf, len } => &buf[..*len],
+        }
+    }
+}
+
+/// Which part of an object to get.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Span {
+    /// All of it.
+    All,
+    /// `len` bytes from `offset` on; fewer if the object ends before.
+    At {
+        /// First byte.
+        offset: u64,
+        /// Bytes wanted.
+        len: usize,
+    },
+    /// The last bytes; all of a shorter object.
+    Last(usize),
+}
+
+/// A flat set of immutable objects. Every call blocks and may be made from any thread; keys are relative paths of `[a-z0-9/]`.
+/// All implementations pass `conformance::check`.
+pub trait Store: Send + Sync {
+    /// Where it is, for people.
+    fn location(&self) -> &str;
+
+    /// Stores an object if the key is free, durably before it returns.
+    fn put_new(&self, key: &str, body: Body<'_>) -> Result<PutOutcome>;
+
+    /// Replaces the contents of `out` by a part of the object. Returns the length of the whole object, or `None` if there is none.
+    fn get(&self, key: &str, span: Span, out: &mut Vec<u8>) -> Result<Option<u64>>;
+
+    /// Calls `each(key, bytes)` for every object whose key begins with `prefix`, in no particular order.
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64)) -> Result<()>;
+
+    /// Removes an object; that it is gone already is no error.
+    fn delete(&self, key: &str) -> Result<()>;
+
+    /// Requests made so far through this handle.
+    fn requests(&self) -> Requests {
+        Requests::default()
+    }
+}
+
+/// How `open` treats what it finds.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreOptions {
+    /// Make the directory if it is not there (`init`).
+    pub create: bool,
+    /// How packs are written.
+    pub io_engine: IoEngine,
+}
+
+/// Opens the store that `url` names: a path, `file:///…`, or `memory:`.
+pub fn open(url: &str, options: StoreOptions) -> Result<Arc<dyn Store>> {
+    if url == "memory:" {
+        return Ok(Arc::new(Counted::new(MemoryStore::default())));
+    }
+    if let Some((scheme, _)) = url.split_once("://")
+        && scheme != "file"
+    {
+        return Err(Error::Invalid {
+            what: format!(
+                "--repo {url}: this version stores to a path or file:///…; {scheme}:// is not there yet"
+            ),
+        });
+    }
+    let path = url.strip_prefix("file://").unwrap_or(url);
+    Ok(Arc::new(Counted::new(LocalStore::open(Path::new(path), options)?)))
+}
