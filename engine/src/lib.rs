@@ -1,4 +1,5 @@
 //! The data path of penstock.
+pub mod backup;
 pub mod chunker;
 pub mod compress;
 pub mod crypto;
@@ -15,5 +16,6 @@ pub mod run;
 mod sealed;
 pub mod source;
 pub mod store;
+pub mod target;
 pub use error::{Error, Result};
 pub use run::{Progress, Run};

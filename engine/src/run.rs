@@ -92,6 +92,11 @@ impl Run {
         self.failed.load(Ordering::Relaxed) || self.cancelled.load(Ordering::Relaxed)
     }
 
+    /// True once a stage failed.
+    pub fn is_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
     /// Latches the first error; later ones are consequences and are dropped.
     pub fn fail(&self, error: Error) {
         let mut slot = self.error.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -8,7 +8,8 @@ use std::ptr::NonNull;
 use crate::limits::IO_ALIGN;
 
 /// Bytes in a huge page. Buffers at least this large are aligned to it and ask the kernel for huge pages: a 4 MiB
-/// read then pins 2 pages instead of 1024.
+/// read then pins 2 pages instead of 1024, and goes to the device in fewer pieces. Measured with O_DIRECT on a
+/// virtio disk, 4 MiB reads: 1900–2600 MiB/s, against 1300–1800 MiB/s into small pages (`examples/read_speed.rs`).
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// A fixed-size, zero-initialised heap buffer whose address and length are multiples of [`IO_ALIGN`].
@@ -83,8 +84,9 @@ impl Deref for AlignedBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `ptr` is non-null, aligned for u8 and valid for `len` initialised bytes (zeroed in `new`; dangling with
-        // `len` 0 is a valid empty slice). The bytes are only written through `&mut self`, which the borrow excludes.
+        // SAFETY: `ptr` is non-null, aligned for u8 and valid for `len` initialised bytes (zeroed in `new`; dangling
+        // with `len` 0 is a valid empty slice). The bytes are only written through `&mut self`, which the borrow
+        // excludes.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
     }
 }

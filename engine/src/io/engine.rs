@@ -28,6 +28,16 @@ pub enum IoEngineChoice {
     Pread,
 }
 
+impl IoEngine {
+    /// As given to `--io-engine` and told in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            IoEngine::Uring => "uring",
+            IoEngine::Pread => "pread",
+        }
+    }
+}
+
 impl fmt::Display for IoEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

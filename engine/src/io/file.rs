@@ -35,16 +35,16 @@ pub(crate) fn open_direct(options: &OpenOptions, path: &Path) -> io::Result<(Fil
     }
 }
 
-/// Sets O_DIRECT on an open descriptor, if its filesystem has it. For files created exclusively: some filesystems create
-/// the file and then refuse the flag.
+/// Sets O_DIRECT on an open descriptor, if its filesystem has it. For files created exclusively: some filesystems
+/// create the file and then refuse the flag.
 pub(crate) fn set_direct(file: &File) -> bool {
     rustix::fs::fcntl_getfl(file)
         .and_then(|flags| rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT))
         .is_ok()
 }
 
-/// Some filesystems take the flag and refuse the transfer (EINVAL): finds out by reading the first block, and takes the
-/// flag off then. False: it is off.
+/// Some filesystems take the flag and refuse the transfer (EINVAL): finds out by reading the first block, and takes
+/// the flag off then. False: it is off.
 pub(crate) fn direct_reads_work(file: &File) -> io::Result<bool> {
     match file.read_at(&mut AlignedBuf::new(IO_ALIGN), 0) {
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => clear_direct(file).map(|()| false),

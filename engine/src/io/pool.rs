@@ -67,7 +67,8 @@ impl BufPool {
         self.buf_bytes
     }
 
-    /// Buffers in the pool, free or in use. A channel that carries [`PooledBuf`]s and has this capacity is never full.
+    /// Buffers in the pool, free or in use. A channel that carries [`PooledBuf`]s and has this capacity is never
+    /// full.
     pub fn buf_count(&self) -> usize {
         self.buf_count
     }

@@ -1,4 +1,5 @@
-//! Reader threads: jobs in, filled buffers out. What both engines share; the loops are in `uring_read` and `pread_read`.
+//! Reader threads: jobs in, filled buffers out. What both engines share; the loops are in `uring_read` and
+//! `pread_read`.
 
 use std::io;
 use std::ops::Range;
@@ -36,8 +37,8 @@ pub struct ReadJob<T> {
 pub struct ReadDone<T> {
     /// The job's.
     pub tag: T,
-    /// The data. Ranges are there in whole 4 KiB blocks, zero-filled from the volume's end to the next 4 KiB border. Bytes
-    /// elsewhere are **left over from earlier jobs**: see [`ReadDone::zero_gaps`].
+    /// The data. Ranges are there in whole 4 KiB blocks, zero-filled from the volume's end to the next 4 KiB border.
+    /// Bytes elsewhere are **left over from earlier jobs**: see [`ReadDone::zero_gaps`].
     pub buf: PooledBuf,
     /// Bytes transferred: the ranges widened to 4 KiB and cut at the volume's end.
     pub read_bytes: u64,
@@ -68,13 +69,16 @@ pub type ReadResult<T> = Result<ReadDone<T>, (T, Error)>;
 /// Starts the reader threads.
 ///
 /// `depth_per_thread` jobs are in flight on each of the `threads` (with [`IoEngine::Pread`]: one on each of up to
-/// `threads` × `depth_per_thread` threads). They end when `jobs` is closed and everything in flight was delivered, when
-/// the pool is closed, or when `done` has no receiver any more; in that case `jobs` is closed and emptied, so that its
-/// senders notice. A buffer is taken before a job is, so an idle thread holds one: a pool that is shared needs more
-/// buffers than there are threads.
+/// `threads` × `depth_per_thread` threads). They end when `jobs` is closed and everything in flight was delivered,
+/// when the pool is closed, or when `done` has no receiver any more; in that case `jobs` is closed and emptied, so
+/// that its senders notice. A buffer is taken before a job is, so an idle thread holds one: a pool that is shared
+/// needs more buffers than there are threads.
 ///
-/// `done` must have room for every buffer of the pool: a thread that waits there stalls all its jobs.
-/// Fails if a thread cannot be started; those that were end with `jobs`.
+/// With io_uring one thread is enough for a device, and 4 to 8 jobs of 4 MiB in flight: more threads read no faster,
+/// and 16 in flight read slower than 4 on the virtio disk this was measured on.
+///
+/// `done` must have room for every buffer of the pool: a thread that waits there stalls all its jobs. Fails if a
+/// thread cannot be started; those that were end with `jobs`.
 pub fn spawn_readers<T: Send + 'static>(
     engine: IoEngine,
     threads: usize,
@@ -94,7 +98,8 @@ pub fn spawn_readers<T: Send + 'static>(
             if engine == IoEngine::Uring {
                 match uring_read::run(depth_per_thread, &jobs, &pool, &done) {
                     Ok(()) => return,
-                    // The probe succeeded, this ring did not: locked memory or descriptors ran out. Slower, not wrong.
+                    // The probe succeeded, this ring did not: locked memory or descriptors ran out. Slower, not
+                    // wrong.
                     Err(e) => tracing::warn!("io_uring for a reader thread: {e}; it uses pread"),
                 }
             }

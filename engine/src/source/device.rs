@@ -24,8 +24,9 @@ pub struct DeviceSource {
 impl DeviceSource {
     /// Opens the device at `path` read-only, with O_DIRECT.
     ///
-    /// Fails with [`Error::SourceRefused`] if something can write to it meanwhile: a read-write mount or swap on it, on one
-    /// of its partitions or on a device made of it; or a holder that cannot be seen from here. `force_live` accepts that.
+    /// Fails with [`Error::SourceRefused`] if something can write to it meanwhile: a read-write mount or swap on it,
+    /// on one of its partitions or on a device made of it; or a holder that cannot be seen from here. `force_live`
+    /// accepts that.
     pub fn open(path: &Path, force_live: bool) -> Result<Self> {
         let name = path.display().to_string();
         let (file, direct) =
@@ -86,12 +87,13 @@ impl Source for DeviceSource {
         Ok((from < self.file.size_bytes).then_some(from..self.file.size_bytes))
     }
 
-    /// Boot, device number, disk sequence number, size, and the kernel's counts of writes and discards, for the device and
-    /// for the disk it is a part of; with the backing file's state for a loop device.
+    /// Boot, device number, disk sequence number, size, and the kernel's counts of writes and discards, for the
+    /// device and for the disk it is a part of; with the backing file's state for a loop device.
     ///
-    /// Misses what this kernel does not count: another host that writes to shared storage, a write through a device below
-    /// (the disk under a RAID or device mapper), data in the page cache that was not written back. Changes too often, never too
-    /// rarely, on a partition whose neighbours are written. `None` where the counters are switched off or not shown.
+    /// Misses what this kernel does not count: another host that writes to shared storage, a write through a device
+    /// below (the disk under a RAID or device mapper), data in the page cache that was not written back. Changes too
+    /// often, never too rarely, on a partition whose neighbours are written. `None` where the counters are switched
+    /// off or not shown.
     fn identity(&self) -> Option<String> {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
         let device = SysDevice::of(self.rdev)?;
@@ -121,8 +123,8 @@ impl Source for DeviceSource {
     }
 }
 
-/// From a `stat` file of sysfs (kernel documentation, `block/stat.rst`): writes and sectors written, discards and sectors
-/// discarded. Kernels before 4.18 count no discards, and then nothing can be said.
+/// From a `stat` file of sysfs (kernel documentation, `block/stat.rst`): writes and sectors written, discards and
+/// sectors discarded. Kernels before 4.18 count no discards, and then nothing can be said.
 fn write_counters(stat: &str) -> Option<String> {
     let fields: Vec<&str> = stat.split_whitespace().collect();
     Some(format!("{}/{}/{}/{}", fields.get(4)?, fields.get(6)?, fields.get(11)?, fields.get(13)?))

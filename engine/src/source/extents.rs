@@ -1,5 +1,5 @@
-//! The changed-extents file: which ranges of a volume changed since its parent, from whoever tracks that (dm-era, a hypervisor,
-//! changed block tracking of a cloud).
+//! The changed-extents file: which ranges of a volume changed since its parent, from whoever tracks that (dm-era, a
+//! hypervisor, changed block tracking of a cloud).
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -31,10 +31,11 @@ impl Extents {
         Self::parse(BufReader::new(file), &name, volume_bytes)
     }
 
-    /// Reads one JSON object a line, `{"offset": n, "length": n}` in bytes, in any order; further members are ignored, and so are
-    /// empty lines and what lies past `volume_bytes`.
+    /// Reads one JSON object a line, `{"offset": n, "length": n}` in bytes, in any order; further members are
+    /// ignored, and so are empty lines and what lies past `volume_bytes`.
     ///
-    /// Fails with [`Error::Invalid`], naming `name` and the line, if a line is something else or its end overflows 64 bits.
+    /// Fails with [`Error::Invalid`], naming `name` and the line, if a line is something else or its end overflows 64
+    /// bits.
     pub fn parse(mut input: impl BufRead, name: &str, volume_bytes: u64) -> Result<Self> {
         let mut ranges = Vec::new();
         let mut text = Vec::new();

@@ -108,8 +108,9 @@ impl Source for ImageSource {
 
     /// Device, inode, size and the times of modification and change.
     ///
-    /// Misses a write within one tick of the clock of the one before (4 ms, before Linux 6.13), and one through a memory mapping that was not
-    /// written back. A program that sets the modification time back is noticed, as that moves the time of change.
+    /// Misses a write within one tick of the clock of the one before (4 ms, before Linux 6.13), and one through a
+    /// memory mapping that was not written back. A program that sets the modification time back is noticed, as that
+    /// moves the time of change.
     fn identity(&self) -> Option<String> {
         let meta = self.file.file.metadata().ok()?;
         Some(format!(

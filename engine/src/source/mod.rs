@@ -37,7 +37,8 @@ pub enum SourceKind {
 /// How to open a source.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenOptions {
-    /// Also read a device (or the file behind one) that is in use read-write; the backup is then no better than after a power cut, or worse.
+    /// Also read a device (or the file behind one) that is in use read-write; the backup is then no better than after
+    /// a power cut, or worse.
     pub force_live: bool,
 }
 
@@ -56,9 +57,9 @@ pub trait Source: Send + Sync {
     /// partition table written for one does not work with the other.
     fn logical_block_bytes(&self) -> u32;
 
-    /// The next range at or after `from` that may hold data; `None` after the last. What lies between is a hole, reads as
-    /// zeros and need not be read. Ends are multiples of 4 KiB or the volume's end, and so are starts if `from` is.
-    /// Fails with [`Error::Invalid`] on a stream.
+    /// The next range at or after `from` that may hold data; `None` after the last. What lies between is a hole,
+    /// reads as zeros and need not be read. Ends are multiples of 4 KiB or the volume's end, and so are starts if
+    /// `from` is. Fails with [`Error::Invalid`] on a stream.
     fn next_data(&self, from: u64) -> Result<Option<Range<u64>>>;
 
     /// A token that stays equal while the contents do, so that a backup that was killed can go on. `None`: no such
@@ -74,10 +75,11 @@ pub trait Source: Send + Sync {
     }
 }
 
-/// Opens `path` by what it is: block device, regular file, FIFO, or `-` for standard input. Waits for a FIFO's writer.
+/// Opens `path` by what it is: block device, regular file, FIFO, or `-` for standard input. Waits for a FIFO's
+/// writer.
 ///
-/// Fails with [`Error::SourceRefused`] if the device is in use (see [`OpenOptions::force_live`]) or the path is something
-/// else, and with [`Error::Io`] if it cannot be opened.
+/// Fails with [`Error::SourceRefused`] if the device is in use (see [`OpenOptions::force_live`]) or the path is
+/// something else, and with [`Error::Io`] if it cannot be opened.
 pub fn open(path: &Path, options: OpenOptions) -> Result<Box<dyn Source>> {
     if path.as_os_str() == "-" {
         return Ok(Box::new(StreamSource::stdin()));

@@ -35,8 +35,8 @@ impl StreamSource {
         Self { name: name.into(), input: Box::new(input), read_bytes: 0, ended: false }
     }
 
-    /// Fills `buf` from the stream and returns how much was read: less than its length only at the stream's end, 0 after
-    /// that. Pipes deliver 64 KiB at a time, segments are 4 MiB.
+    /// Fills `buf` from the stream and returns how much was read: less than its length only at the stream's end, 0
+    /// after that. Pipes deliver 64 KiB at a time, segments are 4 MiB.
     pub fn read_segment(&mut self, buf: &mut [u8]) -> Result<usize> {
         let mut filled = 0;
         while filled < buf.len() && !self.ended {

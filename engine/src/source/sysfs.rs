@@ -42,8 +42,8 @@ impl SysDevice {
         self.dir.join("partition").exists().then(|| Self::at(self.dir.parent()?)).flatten()
     }
 
-    /// This device and every other whose use means that this one is in use: its partitions, the disk it is a part of, and
-    /// what is built on any of them (device mapper, RAID), to any depth.
+    /// This device and every other whose use means that this one is in use: its partitions, the disk it is a part of,
+    /// and what is built on any of them (device mapper, RAID), to any depth.
     pub fn family(&self) -> Vec<Self> {
         let mut found = vec![self.clone()];
         found.extend(self.children());

@@ -1,13 +1,20 @@
 //! Who uses a block device: mounts and swap, on it, on its partitions, and on what is built from them.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{OFlags, major};
 
 use super::sysfs::{SysDevice, btrfs_members, parse_dev};
 use crate::error::{Error, Result};
+
+/// Times that [`open_exclusive`] tries, and the pause between.
+const CLAIM_LOOKS: u32 = 4;
+const CLAIM_PAUSE_MS: u64 = 25;
 
 /// One use of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,12 +38,31 @@ pub fn uses_of(rdev: u64) -> Result<Vec<Use>> {
     Ok(tables.uses_of(&family, &block_rdev))
 }
 
-/// True if the kernel, or another program, holds `path` exclusively: a mount in any namespace, swap, RAID, device mapper,
-/// ZFS. Opens the device read-only for an instant.
+/// True if the kernel, or another program, holds `path` exclusively: a mount in any namespace, swap, RAID, device
+/// mapper, ZFS. Opens the device read-only for an instant.
 pub fn is_claimed(path: &Path) -> bool {
     let mut options = fs::OpenOptions::new();
-    options.read(true).custom_flags(OFlags::EXCL.bits() as i32);
-    options.open(path).is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY))
+    options.read(true);
+    matches!(open_exclusive(&mut options, OFlags::empty(), path), Ok(None))
+}
+
+/// Opens a block device with O_EXCL and `flags`, which fails with EBUSY where it is held; that is `None` here.
+/// Programs that only look (this one, blkid, a forked child before its exec) hold devices for an instant: only a
+/// claim that stays is one.
+pub(crate) fn open_exclusive(
+    options: &mut fs::OpenOptions,
+    flags: OFlags,
+    path: &Path,
+) -> io::Result<Option<fs::File>> {
+    options.custom_flags((flags | OFlags::EXCL).bits() as i32);
+    for look in 0..CLAIM_LOOKS {
+        thread::sleep(Duration::from_millis(if look > 0 { CLAIM_PAUSE_MS } else { 0 }));
+        match options.open(path) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
+            result => return result.map(Some),
+        }
+    }
+    Ok(None)
 }
 
 /// Device number of the block device at `path`.
@@ -74,7 +100,8 @@ impl Tables<'_> {
         if major(mount.dev) != 0 {
             return family.contains(&mount.dev);
         }
-        // A number of major 0 is made up (btrfs, bcachefs): the source has the device, or several with colons between.
+        // A number of major 0 is made up (btrfs, bcachefs): the source has the device, or several with colons
+        // between.
         let sources = mount.source.split(':').filter(|part| part.starts_with('/'));
         sources.filter_map(|source| rdev_of(Path::new(source))).any(|rdev| {
             let members = self.btrfs.iter().filter(|_| mount.fs == "btrfs").find(|m| m.contains(&rdev));

@@ -1,0 +1,71 @@
+//! Takes over what a killed run left: its packs get into the index, its finished segments are not read again.
+
+use std::collections::{HashMap, HashSet};
+
+use super::journal::{Contents, Journal};
+use crate::error::Result;
+use crate::format::node::NodeRef;
+use crate::id::{ObjectId, SegmentNo};
+use crate::index::Index;
+use crate::pack::read_contents;
+use crate::repo::Repository;
+
+/// Leaves of segments that a killed run finished, still to be checked against the index.
+#[derive(Default)]
+pub struct Finished {
+    segments: HashMap<u16, HashMap<SegmentNo, NodeRef>>,
+}
+
+impl Finished {
+    /// Takes the segments of one volume.
+    pub fn volume(&mut self, volume: u16) -> HashMap<SegmentNo, NodeRef> {
+        self.segments.remove(&volume).unwrap_or_default()
+    }
+}
+
+/// Reads the journal, adopts packs, and readies the journal for this run.
+pub fn take_over(
+    repo: &Repository,
+    index: &Index,
+    mut journal: Journal,
+    resume: bool,
+    notes: &mut Vec<String>,
+) -> Result<(Journal, Finished)> {
+    notes.extend(journal.why_none.take());
+    let contents = journal.read();
+    let adopted = adopt_packs(repo, index, &contents)?;
+    if adopted > 0 {
+        notes.push(format!("an earlier run was interrupted; {adopted} packs that it stored are used"));
+    }
+    let mut finished = Finished::default();
+    if resume && contents.same_sources && !contents.segments.is_empty() {
+        for ((volume, segment), node) in contents.segments {
+            finished.segments.entry(volume).or_default().insert(segment, node);
+        }
+        journal.resume();
+    } else {
+        if !contents.segments.is_empty() && resume {
+            notes.push("an earlier run was interrupted, but its source has changed since: it is read again from the start".into());
+        }
+        journal.restart();
+    }
+    Ok((journal, finished))
+}
+
+/// Puts packs that no index segment knows into the index. A pack that is gone or damaged is left alone: then its chunks are stored again.
+fn adopt_packs(repo: &Repository, index: &Index, contents: &Contents) -> Result<usize> {
+    let known: HashSet<ObjectId> = index.packs().into_iter().map(|pack| pack.id).collect();
+    let mut adopted = 0;
+    for (kind, id) in contents.packs.iter().filter(|(_, id)| !known.contains(id)) {
+        match read_contents(repo.store().as_ref(), repo.keys(), *kind, *id) {
+            Ok((pack, rows)) => {
+                index.add_durable(pack, rows)?;
+                adopted += 1;
+            }
+            Err(error) if error.is_damage() => tracing::warn!("not taken over: {error}"),
+            Err(error) => return Err(error),
+        }
+    }
+    index.flush()?;
+    Ok(adopted)
+}

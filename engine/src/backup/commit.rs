@@ -1,0 +1,225 @@
+//! The committer: builds the manifests from finished segments, stores their nodes, keeps the journal. One thread, so nothing here is shared.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender};
+
+use super::journal::Journal;
+use super::{DescribedVolume, Event, GroupPlan, LeafResult, META_PACK_BYTES, Shared, volume_of};
+use crate::compress::Compressor;
+use crate::error::{Error, Result};
+use crate::format::header::ObjectKind;
+use crate::format::node::NodeRef;
+use crate::format::point::{Counts, Volume};
+use crate::id::NodeId;
+use crate::manifest::{GROUP_SEGMENTS, NodeSink, Shape, TreeBuilder};
+use crate::pack::{FinishedPack, PackBuilder};
+
+/// A metadata pack is closed after this time, so that a killed backup finds its finished segments' leaves.
+const META_PACK_AGE: Duration = Duration::from_secs(10);
+
+/// What the pipeline leaves behind.
+pub struct Committed {
+    /// The volumes, with their roots.
+    pub volumes: Vec<Volume>,
+    /// To be removed once the recovery point is published.
+    pub journal: Journal,
+}
+
+/// The committer's state.
+pub struct Committer<'a> {
+    shared: &'a Arc<Shared>,
+    described: &'a [DescribedVolume],
+    journal: Journal,
+    nodes: MetaPacker,
+    volumes: Vec<VolumeState>,
+}
+
+#[derive(Default)]
+struct VolumeState {
+    tree: TreeBuilder,
+    groups: HashMap<u64, Group>,
+    size_bytes: Option<u64>,
+    counts: Counts,
+}
+
+/// A group of 256 segments under way.
+#[derive(Default)]
+struct Group {
+    leaves: Vec<(usize, NodeRef)>,
+    plan: Option<(Vec<NodeRef>, u32)>,
+}
+
+impl<'a> Committer<'a> {
+    /// A committer for the volumes described.
+    pub fn new(
+        shared: &'a Arc<Shared>,
+        packs: Sender<FinishedPack>,
+        journal: Journal,
+        described: &'a [DescribedVolume],
+    ) -> Result<Self> {
+        let nodes =
+            MetaPacker { shared: shared.clone(), packs, compressor: Compressor::new(Some(1))?, pack: None };
+        let volumes = described.iter().map(|_| VolumeState::default()).collect();
+        Ok(Self { shared, described, journal, nodes, volumes })
+    }
+
+    /// Takes events until `threads` of them have ended, builds the trees, closes the last metadata pack and waits for the writers. After a failure it only
+    /// drains, so that nobody waits for it.
+    pub fn run(mut self, events: &Receiver<Event>, threads: usize) -> Result<Committed> {
+        let mut ended = 0;
+        while ended < threads {
+            let Ok(event) = events.recv() else { break };
+            if let Event::ThreadEnd = event {
+                ended += 1;
+            } else if !self.shared.run.is_failed() {
+                if let Err(error) = self.event(event) {
+                    self.shared.run.fail(error);
+                }
+            }
+        }
+        let volumes = if self.shared.run.stopped() { Err(Error::Cancelled) } else { self.finish_trees() };
+        if !self.shared.run.is_failed() {
+            self.nodes.close();
+        }
+        let Committer { nodes, mut journal, .. } = self;
+        drop(nodes); // with it the writers' channel: they end when it is empty
+        for event in events {
+            if let Event::Pack { kind, id } = event {
+                journal.pack(kind, id);
+            }
+        }
+        journal.write();
+        Ok(Committed { volumes: volumes?, journal })
+    }
+
+    fn event(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Segment { volume, segment, leaf, counts } => {
+                let node = match leaf {
+                    LeafResult::Known(node) => node,
+                    LeafResult::New(id, bytes) => {
+                        self.nodes.put_with_id(&id, &bytes)?;
+                        Some(id)
+                    }
+                };
+                self.journal.segment(volume, segment, node);
+                let state = &mut self.volumes[usize::from(volume)];
+                state.counts += counts;
+                let group = segment.0 / GROUP_SEGMENTS;
+                let slot = (segment.0 % GROUP_SEGMENTS) as usize;
+                state.groups.entry(group).or_default().leaves.push((slot, node));
+                self.close_group(volume, group)
+            }
+            Event::Group { volume, group, plan } => match plan {
+                GroupPlan::Whole(node) => {
+                    self.volumes[usize::from(volume)].tree.set_node(group, node);
+                    Ok(())
+                }
+                GroupPlan::Segments { defaults, jobs } => {
+                    let state = &mut self.volumes[usize::from(volume)];
+                    state.groups.entry(group).or_default().plan = Some((defaults, jobs));
+                    self.close_group(volume, group)
+                }
+            },
+            Event::VolumeEnd { volume, size_bytes, unread } => {
+                let state = &mut self.volumes[usize::from(volume)];
+                state.size_bytes = Some(size_bytes);
+                state.counts += unread;
+                Ok(())
+            }
+            Event::Pack { kind, id } => {
+                self.journal.pack(kind, id);
+                Ok(())
+            }
+            Event::ThreadEnd => Ok(()),
+        }
+    }
+
+    /// Puts a group's node into the tree once all its segments are there.
+    fn close_group(&mut self, volume: u16, group: u64) -> Result<()> {
+        let state = &mut self.volumes[usize::from(volume)];
+        let complete = state
+            .groups
+            .get(&group)
+            .is_some_and(|g| g.plan.as_ref().is_some_and(|(_, jobs)| g.leaves.len() == *jobs as usize));
+        if !complete {
+            return Ok(());
+        }
+        if let Some(Group { leaves, plan: Some((mut refs, _)) }) = state.groups.remove(&group) {
+            for (slot, node) in leaves {
+                if let Some(place) = refs.get_mut(slot) {
+                    *place = node;
+                }
+            }
+            state.tree.set_leaves(group, &refs, &mut self.nodes)?;
+        }
+        Ok(())
+    }
+
+    fn finish_trees(&mut self) -> Result<Vec<Volume>> {
+        let states = std::mem::take(&mut self.volumes);
+        let mut volumes = Vec::with_capacity(states.len());
+        for (described, state) in self.described.iter().zip(states) {
+            let lost = || Error::Invalid {
+                what: format!("internal error: segments of {} are missing", described.name),
+            };
+            let size_bytes = state.size_bytes.ok_or_else(lost)?;
+            if !state.groups.is_empty() {
+                return Err(lost());
+            }
+            let root = state.tree.finish(size_bytes, &mut self.nodes)?;
+            debug_assert_eq!(root.level, Shape { size_bytes }.root_level());
+            volumes.push(volume_of(described, size_bytes, root, state.counts));
+        }
+        Ok(volumes)
+    }
+}
+
+/// Puts nodes into metadata packs.
+struct MetaPacker {
+    shared: Arc<Shared>,
+    packs: Sender<FinishedPack>,
+    compressor: Compressor,
+    pack: Option<(PackBuilder, Instant)>,
+}
+
+impl MetaPacker {
+    fn put_with_id(&mut self, id: &NodeId, node: &[u8]) -> Result<()> {
+        if !self.shared.index.reserve(id.as_bytes())? {
+            return Ok(());
+        }
+        let (builder, opened) = match &mut self.pack {
+            Some(open) => open,
+            slot => {
+                let buf = self.shared.meta_pool.get_blocking().ok_or(Error::Cancelled)?;
+                let keys = &self.shared.repo.keys;
+                let builder = PackBuilder::start(keys, ObjectKind::Meta, buf, META_PACK_BYTES)?;
+                slot.insert((builder, Instant::now()))
+            }
+        };
+        builder.add(id.as_bytes(), node, &mut self.compressor);
+        if builder.is_full() || opened.elapsed() > META_PACK_AGE {
+            self.close();
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        if let Some((builder, _)) = self.pack.take()
+            && !builder.is_empty()
+        {
+            let _ = self.packs.send(builder.finish());
+        }
+    }
+}
+
+impl NodeSink for MetaPacker {
+    fn put(&mut self, node: &[u8]) -> Result<NodeId> {
+        let id = self.shared.repo.keys.node_id(node);
+        self.put_with_id(&id, node)?;
+        Ok(id)
+    }
+}

@@ -1,0 +1,541 @@
+//! The backup pipeline. Planner → readers → workers → pack writers, and one committer on the calling thread:
+//!
+//! ```text
+//!  planner ──jobs──► readers ──buffers──► workers ──packs──► pack writers ──► store
+//!     │   (plan.rs)    (io/)   (credits)   (worker.rs)          (packer.rs)
+//!     └──────────────── events ───────────────┴──────────────────────┴──► committer (commit.rs) ──► index, recovery point
+//! ```
+//!
+//! Segment buffers are the credits that bound memory: a reader takes one, the worker gives it back. The first error latches in [`Run`];
+//! then the planner stops, readers drain, and nothing is published.
+
+mod adopt;
+mod commit;
+mod journal;
+mod packer;
+mod plan;
+mod rechunk;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::chunker::{ChunkKeys, ChunkParams, ChunkerKind};
+use crate::error::{Error, Result};
+use crate::format::config::Compression;
+use crate::format::header::ObjectKind;
+use crate::format::node::{Leaf, NodeRef};
+use crate::format::pack::TocRow;
+use crate::format::point::{Counts, RecoveryPoint, Volume};
+use crate::id::{NodeId, PointId, SegmentNo};
+use crate::index::Index;
+use crate::io::{self, BufPool, IoEngine, IoEngineChoice};
+use crate::limits::SEGMENT_BYTES;
+use crate::pack::{FinishedPack, pack_buffer_bytes};
+use crate::repo::{Repository, now};
+use crate::run::{Progress, Run};
+use crate::source::{Extents, Source, SourceKind};
+
+/// One volume to back up.
+pub struct VolumeSource {
+    /// Its name, unique within the recovery point.
+    pub name: String,
+    /// Where it is read from.
+    pub source: Box<dyn Source>,
+    /// What may differ from the parent; only that is read.
+    pub changed_extents: Option<Extents>,
+}
+
+/// Which earlier recovery point to compare with.
+#[derive(Clone, Debug, Default)]
+pub enum Parent {
+    /// The newest of the same name.
+    #[default]
+    Latest,
+    /// This one.
+    Point(String),
+    /// None.
+    None,
+}
+
+/// Options of a backup.
+#[derive(Clone, Debug)]
+pub struct BackupOptions {
+    /// Name of the machine.
+    pub name: String,
+    /// Recorded.
+    pub tags: BTreeMap<String, String>,
+    /// What to compare with.
+    pub parent: Parent,
+    /// RFC 3339 time that the contents stand for; now, if `None`.
+    pub time: Option<String>,
+    /// Threads that hash and compress.
+    pub workers: usize,
+    /// Threads that read; chosen by the engine if `None`.
+    pub readers: Option<usize>,
+    /// Segments in flight per reader; chosen if `None`.
+    pub queue_depth: Option<usize>,
+    /// io_uring or pread.
+    pub io_engine: IoEngineChoice,
+    /// Recorded.
+    pub host: String,
+    /// Recorded: program and version.
+    pub program: String,
+    /// Continue a backup that was killed, if its sources are unchanged since.
+    pub resume: bool,
+    /// Where journals are kept.
+    pub state_dir: PathBuf,
+}
+
+impl Default for BackupOptions {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            tags: BTreeMap::new(),
+            parent: Parent::Latest,
+            time: None,
+            workers: std::thread::available_parallelism().map_or(2, usize::from),
+            readers: None,
+            queue_depth: None,
+            io_engine: IoEngineChoice::Auto,
+            host: String::new(),
+            program: concat!("penstock-engine ", env!("CARGO_PKG_VERSION")).into(),
+            resume: true,
+            state_dir: std::env::temp_dir().join("penstock"),
+        }
+    }
+}
+
+/// What limited the speed of a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bottleneck {
+    /// Workers waited for data.
+    Source,
+    /// Workers were busy.
+    Cpu,
+    /// Workers waited for packs to be stored.
+    Store,
+}
+
+impl Bottleneck {
+    /// As in `--json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Cpu => "cpu",
+            Self::Store => "store",
+        }
+    }
+}
+
+/// What a backup did.
+#[derive(Clone, Debug)]
+pub struct BackupReport {
+    /// The recovery point, as published.
+    pub point: RecoveryPoint,
+    /// Wall time.
+    pub duration_ms: u64,
+    /// What limited the speed.
+    pub bottleneck: Bottleneck,
+    /// Sum over the volumes.
+    pub totals: Counts,
+    /// `uring` or `pread`.
+    pub io_engine: &'static str,
+    /// Why that one.
+    pub io_engine_why: String,
+    /// Bytes of segments taken over from a run that was killed.
+    pub resumed_bytes: u64,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// What travels with a segment from the planner to a worker.
+#[derive(Debug)]
+struct SegmentTag {
+    volume: u16,
+    segment: SegmentNo,
+    len: usize,
+    /// The parent's leaf at the same place, if it covers the same length.
+    parent: Option<ParentLeaf>,
+    /// Ranges that may differ from the parent's leaf; the rest was not read. `None`: everything was read.
+    changed: Option<Vec<std::ops::Range<u32>>>,
+}
+
+#[derive(Debug)]
+struct ParentLeaf {
+    node: NodeRef,
+    leaf: Leaf,
+}
+
+/// What the committer is told.
+enum Event {
+    /// All jobs of a group of 256 segments were sent out.
+    Group { volume: u16, group: u64, plan: GroupPlan },
+    /// A segment is done.
+    Segment { volume: u16, segment: SegmentNo, leaf: LeafResult, counts: Counts },
+    /// The planner passed a volume's end; `unread` counts holes, and segments taken over without a read.
+    VolumeEnd { volume: u16, size_bytes: u64, unread: Counts },
+    /// A pack is durable.
+    Pack { kind: ObjectKind, id: crate::id::ObjectId },
+    /// The planner or a worker ended.
+    ThreadEnd,
+}
+
+/// What becomes of a group's segments.
+enum GroupPlan {
+    /// The whole group is this node.
+    Whole(NodeRef),
+    /// Leaves of the segments without a job, and how many of the others there are.
+    Segments { defaults: Vec<NodeRef>, jobs: u32 },
+}
+
+/// A segment's leaf.
+enum LeafResult {
+    /// Zero, or stored already.
+    Known(NodeRef),
+    /// To be stored unless the repository has it.
+    New(NodeId, Vec<u8>),
+}
+
+/// What all threads of a run share.
+struct Shared {
+    run: Arc<Run>,
+    index: Arc<Index>,
+    repo: RepoParts,
+    chunk_params: ChunkParams,
+    pack_pool: BufPool,
+    meta_pool: BufPool,
+    /// Nanoseconds that workers waited for input and for pack buffers, and lived in all.
+    waited_source_ns: AtomicU64,
+    waited_store_ns: AtomicU64,
+    worked_ns: AtomicU64,
+    /// Bytes of segments taken over from a killed run.
+    resumed_bytes: AtomicU64,
+}
+
+/// The parts of a repository that threads need.
+struct RepoParts {
+    store: Arc<dyn crate::store::Store>,
+    keys: Arc<crate::crypto::RepoKeys>,
+    pack_bytes: usize,
+    compression_level: Option<i32>,
+}
+
+/// Size of metadata packs: nodes of 8 GiB of a volume; small, since the committer alone fills them.
+const META_PACK_BYTES: usize = 4 << 20;
+/// Segments read ahead beyond those that workers hold.
+const READ_AHEAD_SEGMENTS: usize = 8;
+/// Pack buffers beyond one per worker: what the store writes while workers fill the next ones.
+const PACKS_IN_FLIGHT: usize = 2;
+
+/// Backs the volumes up as one recovery point.
+pub fn run(
+    repo: &Repository,
+    volumes: Vec<VolumeSource>,
+    options: &BackupOptions,
+    run: &Arc<Run>,
+) -> Result<BackupReport> {
+    let started = Instant::now();
+    let started_at = now();
+    check(&volumes, options)?;
+    let (engine, io_engine_why) = io::choose(options.io_engine)?;
+    let index = repo.index()?;
+    let parent = find_parent(repo, &volumes, options)?;
+    let mut notes = Vec::new();
+    let journal = journal::Journal::open(repo, &volumes, options)?;
+    let (journal, finished) = adopt::take_over(repo, &index, journal, options.resume, &mut notes)?;
+    let total: u64 = volumes.iter().filter_map(|v| v.source.size_bytes()).sum();
+    run.progress.total_bytes.store(total, Ordering::Relaxed);
+
+    let shared = Arc::new(share(repo, index.clone(), options, run)?);
+    let described: Vec<DescribedVolume> = volumes.iter().map(DescribedVolume::of).collect();
+    let planned = plan::Input { volumes, parent: parent.clone(), finished };
+    let committed = pipeline(repo, &shared, engine, planned, journal, &described, options);
+    let committed = match run.outcome().and(committed) {
+        Ok(committed) => committed,
+        Err(error) => return Err(clean_stop(&index, error)),
+    };
+    index.flush()?;
+    let id = PointId::at(unix_ms(options.time.as_deref().unwrap_or(&started_at))?)?;
+    let point = RecoveryPoint {
+        id: id.to_string(),
+        name: options.name.clone(),
+        started_at: options.time.clone().unwrap_or(started_at),
+        finished_at: now(),
+        parent: parent.map(|p| p.id),
+        tags: options.tags.clone(),
+        host: options.host.clone(),
+        program: options.program.clone(),
+        volumes: committed.volumes,
+        other: BTreeMap::new(),
+    };
+    if run.is_cancelled() {
+        return Err(Error::Cancelled);
+    }
+    repo.publish(&point)?;
+    committed.journal.remove();
+    let mut totals = Counts::default();
+    point.volumes.iter().for_each(|v| totals += v.counts);
+    Ok(BackupReport {
+        point,
+        duration_ms: started.elapsed().as_millis() as u64,
+        bottleneck: bottleneck(&shared),
+        totals,
+        io_engine: engine.name(),
+        io_engine_why,
+        resumed_bytes: shared.resumed_bytes.load(Ordering::Relaxed),
+        notes,
+    })
+}
+
+/// Name, source and sizes of a volume, kept while the planner owns the source.
+struct DescribedVolume {
+    name: String,
+    source: String,
+    source_kind: &'static str,
+    logical_block_bytes: u32,
+}
+
+impl DescribedVolume {
+    fn of(volume: &VolumeSource) -> Self {
+        Self {
+            name: volume.name.clone(),
+            source: volume.source.name().to_owned(),
+            source_kind: match volume.source.kind() {
+                SourceKind::Device => "device",
+                SourceKind::Image => "image",
+                SourceKind::Stream => "stream",
+            },
+            logical_block_bytes: volume.source.logical_block_bytes(),
+        }
+    }
+}
+
+fn check(volumes: &[VolumeSource], options: &BackupOptions) -> Result<()> {
+    let invalid = |what: &str| Err(Error::Invalid { what: what.to_owned() });
+    if volumes.is_empty() || volumes.len() > usize::from(u16::MAX) {
+        return invalid("a backup needs at least one source");
+    }
+    if options.name.is_empty() {
+        return invalid("a backup needs a name: --name NAME");
+    }
+    let mut names: Vec<&str> = volumes.iter().map(|v| v.name.as_str()).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return invalid(&format!("two volumes are called {:?}", twice[0]));
+    }
+    let stream = |v: &&VolumeSource| v.source.kind() == SourceKind::Stream && v.changed_extents.is_some();
+    if let Some(volume) = volumes.iter().find(stream) {
+        return invalid(&format!(
+            "{}: changed extents need a source that can be read in any order",
+            volume.name
+        ));
+    }
+    Ok(())
+}
+
+fn find_parent(
+    repo: &Repository,
+    volumes: &[VolumeSource],
+    options: &BackupOptions,
+) -> Result<Option<RecoveryPoint>> {
+    let parent = match &options.parent {
+        Parent::None => None,
+        Parent::Point(text) => Some(repo.resolve(text)?),
+        Parent::Latest => repo.newest(&repo.point_ids()?, Some(&options.name))?,
+    };
+    let orphan = |v: &&VolumeSource| {
+        v.changed_extents.is_some() && parent.as_ref().is_none_or(|p| p.volume(&v.name).is_none())
+    };
+    if let Some(volume) = volumes.iter().find(orphan) {
+        return Err(Error::Invalid {
+            what: format!(
+                "--changed-extents says what differs from an earlier recovery point, but there is none with a volume {:?}: \
+                 make a full backup first, or name one with --parent",
+                volume.name
+            ),
+        });
+    }
+    Ok(parent)
+}
+
+fn share(repo: &Repository, index: Arc<Index>, options: &BackupOptions, run: &Arc<Run>) -> Result<Shared> {
+    let config = repo.config();
+    let kind = ChunkerKind::from_name(&config.chunker)
+        .ok_or_else(|| Error::Invalid { what: format!("unknown chunker {:?}", config.chunker) })?;
+    let chunk_params = ChunkParams::new(kind, config.chunk_bytes)?;
+    let pack_bytes = config.pack_bytes as usize;
+    let pack_buffer = pack_buffer_bytes(pack_bytes, chunk_params.max_bytes() as usize);
+    Ok(Shared {
+        run: run.clone(),
+        index,
+        repo: RepoParts {
+            store: repo.store().clone(),
+            keys: repo.keys().clone(),
+            pack_bytes,
+            compression_level: Compression::parse(&config.compression)?.level(),
+        },
+        chunk_params,
+        pack_pool: BufPool::new(options.workers.max(1) + PACKS_IN_FLIGHT, pack_buffer),
+        meta_pool: BufPool::new(2, pack_buffer_bytes(META_PACK_BYTES, crate::format::node::NODE_BYTES_MAX)),
+        waited_source_ns: AtomicU64::new(0),
+        waited_store_ns: AtomicU64::new(0),
+        worked_ns: AtomicU64::new(0),
+        resumed_bytes: AtomicU64::new(0),
+    })
+}
+
+impl Shared {
+    fn chunk_keys(&self) -> ChunkKeys {
+        let (block_key, chunk_key, cut_seed) = self.repo.keys.chunker();
+        ChunkKeys { block_key, chunk_key, cut_seed }
+    }
+}
+
+/// Starts all threads and commits what they produce; returns when all of them have ended.
+fn pipeline(
+    repo: &Repository,
+    shared: &Arc<Shared>,
+    engine: IoEngine,
+    input: plan::Input,
+    journal: journal::Journal,
+    described: &[DescribedVolume],
+    options: &BackupOptions,
+) -> Result<commit::Committed> {
+    let workers = options.workers.max(1);
+    let readers = options.readers.unwrap_or(1).max(1);
+    let depth = options.queue_depth.unwrap_or(READ_AHEAD_SEGMENTS / readers).max(1);
+    let segments = readers * depth + workers;
+    let segment_pool = BufPool::new(segments, SEGMENT_BYTES);
+    let (job_sender, job_receiver) = async_channel::bounded(readers * depth);
+    let (done_sender, done_receiver) = crossbeam::channel::bounded(segments + 1);
+    let (event_sender, event_receiver) = crossbeam::channel::unbounded();
+    let (pack_sender, pack_receiver) = crossbeam::channel::unbounded::<FinishedPack>();
+
+    let mut threads =
+        io::spawn_readers(engine, readers, depth, job_receiver, segment_pool.clone(), done_sender.clone())?;
+    let planner = plan::Planner::new(
+        repo,
+        shared.clone(),
+        input,
+        plan::Outputs {
+            jobs: job_sender,
+            done: done_sender,
+            events: event_sender.clone(),
+            pool: segment_pool,
+        },
+    )?;
+    threads.push(spawn("plan", shared, &event_sender, move || planner.run())?);
+    for _ in 0..workers {
+        let worker = worker::Worker::new(shared.clone(), pack_sender.clone(), event_sender.clone())?;
+        let input = done_receiver.clone();
+        threads.push(spawn("work", shared, &event_sender, move || worker.run(&input))?);
+    }
+    drop(done_receiver);
+    let writers = packer::spawn_writers(shared, &pack_receiver, &event_sender)?;
+    drop((event_sender, pack_receiver));
+    let committed =
+        commit::Committer::new(shared, pack_sender, journal, described)?.run(&event_receiver, workers + 1);
+    for thread in threads.into_iter().chain(writers) {
+        if thread.join().is_err() {
+            shared
+                .run
+                .fail(Error::Invalid { what: "internal error: a thread of the backup panicked".into() });
+        }
+    }
+    committed
+}
+
+/// Starts a named thread that reports its end, whatever way it ends.
+fn spawn(
+    name: &str,
+    shared: &Arc<Shared>,
+    events: &crossbeam::channel::Sender<Event>,
+    body: impl FnOnce() -> Result<()> + Send + 'static,
+) -> Result<std::thread::JoinHandle<()>> {
+    struct End(crossbeam::channel::Sender<Event>, Arc<Run>);
+    impl Drop for End {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                self.1
+                    .fail(Error::Invalid { what: "internal error: a thread of the backup panicked".into() });
+            }
+            let _ = self.0.send(Event::ThreadEnd);
+        }
+    }
+    let end = End(events.clone(), shared.run.clone());
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            let end = end;
+            if let Err(error) = body() {
+                end.1.fail(error);
+            }
+        })
+        .map_err(Error::io("start", format_args!("thread {name}")))
+}
+
+/// After an error or Ctrl-C: what is stored gets into the index, so that the next run finds it without a journal.
+fn clean_stop(index: &Index, error: Error) -> Error {
+    if let Err(flush_error) = index.flush() {
+        tracing::warn!("what was stored is not in the index: {flush_error}");
+    }
+    error
+}
+
+fn bottleneck(shared: &Shared) -> Bottleneck {
+    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let worked = load(&shared.worked_ns).max(1);
+    // A worker that waits a quarter of its time is held up by someone.
+    if load(&shared.waited_store_ns) * 4 > worked {
+        Bottleneck::Store
+    } else if load(&shared.waited_source_ns) * 4 > worked {
+        Bottleneck::Source
+    } else {
+        Bottleneck::Cpu
+    }
+}
+
+fn unix_ms(rfc3339: &str) -> Result<u64> {
+    let time: jiff::Timestamp = rfc3339.parse().map_err(|e| Error::Invalid {
+        what: format!("time {rfc3339:?} is not RFC 3339 (2026-11-24T01:00:00Z): {e}"),
+    })?;
+    u64::try_from(time.as_millisecond())
+        .map_err(|_| Error::Invalid { what: format!("time {rfc3339:?} is before 1970") })
+}
+
+fn note_progress(progress: &Progress, counts: &Counts, len: u64) {
+    Progress::add(&progress.done_bytes, len);
+    Progress::add(&progress.read_bytes, counts.read_bytes);
+    Progress::add(&progress.zero_bytes, counts.zero_bytes);
+    Progress::add(&progress.reused_bytes, counts.reused_bytes);
+    Progress::add(&progress.new_bytes, counts.new_bytes);
+    Progress::add(&progress.stored_bytes, counts.stored_bytes);
+}
+
+/// A pack that became durable, in the terms of the index.
+fn into_index(shared: &Shared, pack: crate::format::index_segment::PackRef, rows: Vec<TocRow>) -> Result<()> {
+    shared.index.add_durable(pack, rows)
+}
+
+/// A volume of a recovery point from what is known of it.
+fn volume_of(
+    described: &DescribedVolume,
+    size_bytes: u64,
+    root: crate::format::point::Root,
+    counts: Counts,
+) -> Volume {
+    Volume {
+        name: described.name.clone(),
+        source: described.source.clone(),
+        source_kind: described.source_kind.to_owned(),
+        size_bytes,
+        logical_block_bytes: described.logical_block_bytes,
+        root,
+        counts,
+        other: BTreeMap::new(),
+    }
+}

@@ -1,0 +1,294 @@
+//! Workers: one segment at a time, start to finish — zero scan, hash, cut, dedup, compress, seal — while it is in the core's cache.
+
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crossbeam::channel::{Receiver, Sender};
+
+use super::rechunk::{self, Cut};
+use super::{Event, LeafResult, ParentLeaf, SegmentTag, Shared, note_progress};
+use crate::chunker::{Chunker, PieceKind};
+use crate::compress::Compressor;
+use crate::error::{Error, Result};
+use crate::format::header::ObjectKind;
+use crate::format::node::{Leaf, Piece};
+use crate::format::point::Counts;
+use crate::id::ChunkId;
+use crate::io::{ReadDone, ReadResult};
+use crate::limits::IO_ALIGN;
+use crate::pack::{FinishedPack, PackBuilder};
+use crate::source::OpenFile;
+
+/// A filled buffer with its tag; `file` is there for the few extra reads of re-chunking.
+pub struct Tagged {
+    pub(super) tag: SegmentTag,
+    pub(super) file: Option<Arc<OpenFile>>,
+}
+
+/// State of one worker thread.
+pub struct Worker {
+    shared: Arc<Shared>,
+    packs: Sender<FinishedPack>,
+    events: Sender<Event>,
+    chunker: Chunker,
+    sink: ChunkSink,
+}
+
+impl Worker {
+    /// Prepares a worker.
+    pub fn new(shared: Arc<Shared>, packs: Sender<FinishedPack>, events: Sender<Event>) -> Result<Self> {
+        let chunker = Chunker::new(shared.chunk_params, &shared.chunk_keys());
+        let compressor = Compressor::new(shared.repo.compression_level)?;
+        let sink = ChunkSink { shared: shared.clone(), packs: packs.clone(), compressor, pack: None };
+        Ok(Self { shared, packs, events, chunker, sink })
+    }
+
+    /// Works until the channel is closed and empty. After an error elsewhere, buffers are only given back.
+    pub fn run(mut self, input: &Receiver<ReadResult<Tagged>>) -> Result<()> {
+        let started = Instant::now();
+        let mut outcome = Ok(());
+        loop {
+            let waiting = Instant::now();
+            let Ok(read) = input.recv() else { break };
+            self.shared.waited_source_ns.fetch_add(waiting.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            if outcome.is_err() || self.shared.run.stopped() {
+                continue;
+            }
+            outcome = match read {
+                Ok(done) => self.segment(done),
+                Err((_, error)) => Err(error),
+            };
+            if let Err(error) = outcome {
+                self.shared.run.fail(error);
+                outcome = Err(Error::Cancelled); // the cause is latched
+            }
+        }
+        self.shared.worked_ns.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        // Also when cancelled: what was compressed is kept for the next run.
+        if let Some(pack) = self.sink.pack.take().filter(|pack| !pack.is_empty())
+            && !self.shared.run.is_failed()
+        {
+            let _ = self.packs.send(pack.finish());
+        }
+        Ok(())
+    }
+
+    fn segment(&mut self, mut done: ReadDone<Tagged>) -> Result<()> {
+        let SegmentTag { volume, segment, len, parent, changed } = std::mem::replace(
+            &mut done.tag.tag,
+            SegmentTag { volume: 0, segment: crate::id::SegmentNo(0), len: 0, parent: None, changed: None },
+        );
+        let mut counts = Counts { read_bytes: done.read_bytes, ..Counts::default() };
+        let leaf = match (&parent, changed) {
+            (Some(parent), Some(changed)) => {
+                self.changed_ranges(&mut done, len, parent, &changed, &mut counts)?
+            }
+            _ => {
+                if !covers(&done.ranges, len) {
+                    done.zero_gaps(len);
+                }
+                self.whole(&done.buf[..len], parent.as_ref(), &mut counts)?
+            }
+        };
+        drop(done); // the buffer goes back before the bookkeeping
+        note_progress(&self.shared.run.progress, &counts, len as u64);
+        let leaf = self.leaf_result(leaf, parent);
+        let _ = self.events.send(Event::Segment { volume, segment, leaf, counts });
+        Ok(())
+    }
+
+    /// Chunks a segment that was read in full.
+    fn whole(&mut self, data: &[u8], parent: Option<&ParentLeaf>, counts: &mut Counts) -> Result<Leaf> {
+        let mut leaf = Leaf::default();
+        let mut known = ParentCursor::new(parent);
+        let sink = &mut self.sink;
+        self.chunker.for_each(data, 0, |piece| {
+            let len = piece.bytes.len() as u32;
+            let chunk = match piece.kind {
+                PieceKind::Zero => {
+                    counts.zero_bytes += u64::from(len);
+                    None
+                }
+                PieceKind::Data { id, .. } => {
+                    let same = known.has(piece.offset, len, &id);
+                    sink.chunk(&id, piece.bytes, same, counts)?;
+                    Some(id)
+                }
+            };
+            leaf.push(Piece { len, chunk });
+            Ok::<(), Error>(())
+        })?;
+        Ok(leaf)
+    }
+
+    /// Chunks only what changed against the parent's leaf.
+    fn changed_ranges(
+        &mut self,
+        done: &mut ReadDone<Tagged>,
+        len: usize,
+        parent: &ParentLeaf,
+        changed: &[Range<u32>],
+        counts: &mut Counts,
+    ) -> Result<Leaf> {
+        let mut missing =
+            Missing { file: done.tag.file.clone(), offset_bytes: done.offset_bytes, read_bytes: 0 };
+        let mut cuts = Vec::new();
+        rechunk::rechunk(
+            &mut self.chunker,
+            rechunk::Job { parent: &parent.leaf, changed, read: &done.ranges, segment_bytes: len as u32 },
+            &mut done.buf,
+            &mut |range, buf| missing.read(range, buf),
+            &mut cuts,
+        )?;
+        counts.read_bytes += missing.read_bytes;
+        let mut leaf = Leaf::default();
+        let mut known = ParentCursor::new(Some(parent));
+        let mut offset = 0u32;
+        for cut in cuts {
+            let piece = match cut {
+                Cut::Kept(piece) => {
+                    match piece.chunk {
+                        None => counts.zero_bytes += u64::from(piece.len),
+                        Some(_) => {
+                            counts.chunks += 1;
+                            counts.reused_bytes += u64::from(piece.len);
+                        }
+                    }
+                    piece
+                }
+                Cut::New(piece) => {
+                    let bytes = &done.buf[offset as usize..(offset + piece.len) as usize];
+                    match &piece.chunk {
+                        None => counts.zero_bytes += u64::from(piece.len),
+                        Some(id) => {
+                            let same = known.has(offset, piece.len, id);
+                            self.sink.chunk(id, bytes, same, counts)?;
+                        }
+                    }
+                    piece
+                }
+            };
+            offset += piece.len;
+            leaf.push(piece);
+        }
+        Ok(leaf)
+    }
+
+    fn leaf_result(&self, leaf: Leaf, parent: Option<ParentLeaf>) -> LeafResult {
+        if leaf.is_zero() {
+            return LeafResult::Known(None);
+        }
+        if let Some(parent) = parent.filter(|parent| parent.leaf == leaf) {
+            return LeafResult::Known(parent.node);
+        }
+        let mut bytes = Vec::with_capacity(5 + leaf.pieces.len() * 36);
+        leaf.encode_into(&mut bytes);
+        LeafResult::New(self.shared.repo.keys.node_id(&bytes), bytes)
+    }
+}
+
+fn covers(ranges: &[Range<u32>], len: usize) -> bool {
+    ranges.len() == 1 && ranges[0].start == 0 && ranges[0].end as usize >= len
+}
+
+/// Reads what re-chunking needs beyond what was planned. Rare and small, so it is a plain blocking read.
+struct Missing {
+    file: Option<Arc<OpenFile>>,
+    offset_bytes: u64,
+    read_bytes: u64,
+}
+
+impl Missing {
+    fn read(&mut self, range: Range<u32>, buf: &mut [u8]) -> Result<()> {
+        let Some(file) = &self.file else {
+            return Err(Error::Invalid { what: "a stream cannot be read again".into() });
+        };
+        let start = (range.start as usize) / IO_ALIGN * IO_ALIGN;
+        let end = (range.end as usize).next_multiple_of(IO_ALIGN).min(buf.len());
+        let mut at = start;
+        while at < end {
+            let position = self.offset_bytes + at as u64;
+            match file.file.read_at(&mut buf[at..end], position) {
+                Ok(0) => break,
+                Ok(count) => at += count,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io("read", format_args!("{} at byte {position}", file.name))(e)),
+            }
+        }
+        if self.offset_bytes + (at as u64) < file.size_bytes && at < range.end as usize {
+            return Err(Error::io("read", &file.name)(std::io::Error::other(
+                "it became shorter while it was read",
+            )));
+        }
+        self.read_bytes += (at - start) as u64;
+        Ok(())
+    }
+}
+
+/// Follows the parent's pieces while the new ones come in order.
+struct ParentCursor<'a> {
+    pieces: &'a [Piece],
+    offset: u32,
+}
+
+impl<'a> ParentCursor<'a> {
+    fn new(parent: Option<&'a ParentLeaf>) -> Self {
+        Self { pieces: parent.map_or(&[], |p| &p.leaf.pieces), offset: 0 }
+    }
+
+    /// True if the parent has this very chunk at this place: then it is stored, without any lookup.
+    fn has(&mut self, offset: u32, len: u32, id: &ChunkId) -> bool {
+        while let Some(first) = self.pieces.first().filter(|_| self.offset < offset) {
+            self.offset += first.len;
+            self.pieces = &self.pieces[1..];
+        }
+        self.offset == offset && self.pieces.first() == Some(&Piece { len, chunk: Some(*id) })
+    }
+}
+
+/// Decides on each chunk and puts new ones into the worker's open pack.
+struct ChunkSink {
+    shared: Arc<Shared>,
+    packs: Sender<FinishedPack>,
+    compressor: Compressor,
+    pack: Option<PackBuilder>,
+}
+
+impl ChunkSink {
+    fn chunk(&mut self, id: &ChunkId, bytes: &[u8], same_as_parent: bool, counts: &mut Counts) -> Result<()> {
+        counts.chunks += 1;
+        if same_as_parent || !self.shared.index.reserve(id.as_bytes())? {
+            counts.reused_bytes += bytes.len() as u64;
+            return Ok(());
+        }
+        counts.new_chunks += 1;
+        counts.new_bytes += bytes.len() as u64;
+        counts.stored_bytes += u64::from(self.store(id, bytes)?);
+        Ok(())
+    }
+
+    fn store(&mut self, id: &ChunkId, bytes: &[u8]) -> Result<u32> {
+        let builder = match &mut self.pack {
+            Some(builder) => builder,
+            slot => slot.insert(start_pack(&self.shared)?),
+        };
+        let stored_bytes = builder.add(id.as_bytes(), bytes, &mut self.compressor);
+        if builder.is_full()
+            && let Some(full) = self.pack.take()
+        {
+            let _ = self.packs.send(full.finish());
+        }
+        Ok(stored_bytes)
+    }
+}
+
+/// Begins a pack; waits for a buffer if the store is behind.
+fn start_pack(shared: &Shared) -> Result<PackBuilder> {
+    let waiting = Instant::now();
+    let buf = shared.pack_pool.get_blocking().ok_or(Error::Cancelled)?;
+    shared.waited_store_ns.fetch_add(waiting.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    PackBuilder::start(&shared.repo.keys, ObjectKind::Data, buf, shared.repo.pack_bytes)
+}
