@@ -1,16 +1,14 @@
 //! Backs up image files to a fresh repository and prints what happened: `backup_image REPO IMAGE…`.
 use penstock_engine::backup::{self, BackupOptions, VolumeSource};
 use penstock_engine::crypto::wrap::AccessKey;
-use penstock_engine::io::IoEngine;
 use penstock_engine::repo::{InitOptions, Repository};
-use penstock_engine::store::{self, StoreOptions};
+use penstock_engine::store;
 use penstock_engine::{Run, source};
 use std::sync::Arc;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let options = StoreOptions { create: true, io_engine: IoEngine::Uring };
-    let store = store::open(&args[0], options)?;
+    let store = store::open(&args[0], true)?;
     let key = AccessKey::passphrase("x");
     let repo = match Repository::open(store.clone(), &key) {
         Ok(repo) => repo,

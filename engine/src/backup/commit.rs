@@ -18,7 +18,7 @@ use crate::manifest::{GROUP_SEGMENTS, NodeSink, Shape, TreeBuilder};
 use crate::pack::{FinishedPack, PackBuilder};
 
 /// A metadata pack is closed after this time, so that a killed backup finds its finished segments' leaves.
-const META_PACK_AGE: Duration = Duration::from_secs(10);
+const META_PACK_AGE: Duration = Duration::from_secs(2);
 
 /// What the pipeline leaves behind.
 pub struct Committed {

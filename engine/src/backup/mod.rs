@@ -242,6 +242,7 @@ pub fn run(
     let started_at = now();
     check(&volumes, options)?;
     let (engine, io_engine_why) = io::choose(options.io_engine)?;
+    repo.store().set_io_engine(engine);
     let index = repo.index()?;
     let parent = find_parent(repo, &volumes, options)?;
     let mut notes = Vec::new();

@@ -18,12 +18,11 @@ pub struct SegmentChange {
     pub new: NodeRef,
 }
 
+/// Takes both trees (to load leaves with) and one segment that differs.
+pub type Visit<'a> = dyn FnMut(&mut TreeReader, &mut TreeReader, SegmentChange) -> Result<()> + 'a;
+
 /// Calls `each` for every segment of `new` whose leaf differs from the one of `old` at the same place, in order.
-pub fn each_difference(
-    old: &mut TreeReader,
-    new: &mut TreeReader,
-    each: &mut dyn FnMut(SegmentChange) -> Result<()>,
-) -> Result<()> {
+pub fn each_difference(old: &mut TreeReader, new: &mut TreeReader, each: &mut Visit<'_>) -> Result<()> {
     let (old_bytes, new_bytes) = (old.shape().size_bytes, new.shape().size_bytes);
     // Segments that have the same length in both: all if the sizes are equal, else the whole ones.
     let common = if old_bytes == new_bytes {
@@ -41,7 +40,7 @@ fn compare(
     common: u64,
     level: u8,
     index: u64,
-    each: &mut dyn FnMut(SegmentChange) -> Result<()>,
+    each: &mut Visit<'_>,
 ) -> Result<()> {
     let width = (NODE_FANOUT as u64).pow(u32::from(level));
     let node = new.node(level, index)?;
@@ -52,8 +51,9 @@ fn compare(
         return Ok(());
     }
     if level == 0 {
-        let old = if index < common { Some(old.node(0, index)?) } else { None };
-        return each(SegmentChange { segment: SegmentNo(index), old, new: node });
+        let old_ref = if index < common { Some(old.node(0, index)?) } else { None };
+        let change = SegmentChange { segment: SegmentNo(index), old: old_ref, new: node };
+        return each(old, new, change);
     }
     for child in 0..new.shape().children(level, index) as u64 {
         compare(old, new, common, level - 1, index * NODE_FANOUT as u64 + child, each)?;

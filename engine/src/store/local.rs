@@ -5,15 +5,15 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::tmp::TmpDir;
-use super::{Body, PutOutcome, Span, Store, StoreOptions};
+use super::{Body, PutOutcome, Span, Store};
 use crate::error::{Error, Result};
-use crate::io::DurableWriter;
+use crate::io::{DurableWriter, IoEngine};
 
 /// Packs written at a time.
 const WRITES_AT_A_TIME: usize = 4;
@@ -22,15 +22,14 @@ const WRITES_AT_A_TIME: usize = 4;
 pub struct LocalStore {
     root: PathBuf,
     location: String,
-    options: StoreOptions,
-    writer: OnceLock<DurableWriter>,
-    tmp: Mutex<Option<std::sync::Arc<TmpDir>>>,
+    writer: Mutex<Option<(IoEngine, Arc<DurableWriter>)>>,
+    tmp: Mutex<Option<Arc<TmpDir>>>,
 }
 
 impl LocalStore {
     /// Opens the directory; with `create`, makes it first.
-    pub fn open(root: &Path, options: StoreOptions) -> Result<Self> {
-        if options.create {
+    pub fn open(root: &Path, create: bool) -> Result<Self> {
+        if create {
             fs::create_dir_all(root).map_err(Error::io("create", root.display()))?;
         }
         let location = root.display().to_string();
@@ -42,7 +41,7 @@ impl LocalStore {
             }
             Err(e) => return Err(Error::io("open", location)(e)),
         }
-        Ok(Self { root: root.to_owned(), location, options, writer: OnceLock::new(), tmp: Mutex::new(None) })
+        Ok(Self { root: root.to_owned(), location, writer: Mutex::new(None), tmp: Mutex::new(None) })
     }
 
     fn path(&self, key: &str) -> PathBuf {
@@ -50,11 +49,11 @@ impl LocalStore {
     }
 
     /// This process's directory for files being written, made when it is first needed.
-    fn tmp(&self) -> Result<std::sync::Arc<TmpDir>> {
+    fn tmp(&self) -> Result<Arc<TmpDir>> {
         let mut slot = self.tmp.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         match &*slot {
             Some(tmp) => Ok(tmp.clone()),
-            None => Ok(slot.insert(std::sync::Arc::new(TmpDir::create(&self.root)?)).clone()),
+            None => Ok(slot.insert(Arc::new(TmpDir::create(&self.root)?)).clone()),
         }
     }
 
@@ -71,12 +70,18 @@ impl LocalStore {
                     .map_err(Error::io("write", path.display()))
             }
             Body::Pooled { mut buf, len } => {
-                let writer =
-                    self.writer.get_or_init(|| DurableWriter::new(self.options.io_engine, WRITES_AT_A_TIME));
+                let writer = self.writer();
                 buf.lend(|aligned| writer.write_file(path, aligned, len))
                     .map_err(Error::io("write", path.display()))
             }
         }
+    }
+
+    /// The writer of packs; with pread until somebody chose.
+    fn writer(&self) -> Arc<DurableWriter> {
+        let mut slot = self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let new = || (IoEngine::Pread, Arc::new(DurableWriter::new(IoEngine::Pread, WRITES_AT_A_TIME)));
+        slot.get_or_insert_with(new).1.clone()
     }
 
     /// Makes the directory of `path`, synced into its own parents, if it is not there.
@@ -101,6 +106,13 @@ impl LocalStore {
 impl Store for LocalStore {
     fn location(&self) -> &str {
         &self.location
+    }
+
+    fn set_io_engine(&self, engine: IoEngine) {
+        let mut slot = self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if slot.as_ref().is_none_or(|(current, _)| *current != engine) {
+            *slot = Some((engine, Arc::new(DurableWriter::new(engine, WRITES_AT_A_TIME))));
+        }
     }
 
     fn put_new(&self, key: &str, body: Body<'_>) -> Result<PutOutcome> {
@@ -214,13 +226,13 @@ fn sync_dir(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::IoEngine;
 
     #[test]
     fn conforms_with_either_engine() {
         for io_engine in [IoEngine::Uring, IoEngine::Pread] {
             let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-            let store = LocalStore::open(dir.path(), StoreOptions { create: true, io_engine }).unwrap();
+            let store = LocalStore::open(dir.path(), true).unwrap();
+            store.set_io_engine(io_engine);
             crate::store::conformance::check(&store);
             drop(store);
             assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0, "no temporary file is left");
@@ -229,8 +241,7 @@ mod tests {
 
     #[test]
     fn a_place_that_is_not_there_is_no_repository() {
-        let options = StoreOptions { create: false, io_engine: IoEngine::Pread };
-        let error = LocalStore::open(Path::new("/nonexistent/x"), options).err().unwrap();
+        let error = LocalStore::open(Path::new("/nonexistent/x"), false).err().unwrap();
         assert!(matches!(error, Error::NotARepository { .. }));
     }
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Body, PutOutcome, Span, Store};
 use crate::error::Result;
+use crate::io::IoEngine;
 
 /// Requests made to a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
@@ -66,6 +67,10 @@ impl<S: Store> Store for Counted<S> {
     fn delete(&self, key: &str) -> Result<()> {
         self.delete.fetch_add(1, Ordering::Relaxed);
         self.inner.delete(key)
+    }
+
+    fn set_io_engine(&self, engine: IoEngine) {
+        self.inner.set_io_engine(engine);
     }
 
     fn requests(&self) -> Requests {

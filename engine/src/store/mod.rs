@@ -84,23 +84,17 @@ pub trait Store: Send + Sync {
     /// Removes an object; that it is gone already is no error.
     fn delete(&self, key: &str) -> Result<()>;
 
+    /// How large objects are written from now on, where the store has a choice.
+    fn set_io_engine(&self, _engine: IoEngine) {}
+
     /// Requests made so far through this handle.
     fn requests(&self) -> Requests {
         Requests::default()
     }
 }
 
-/// How `open` treats what it finds.
-#[derive(Clone, Copy, Debug)]
-pub struct StoreOptions {
-    /// Make the directory if it is not there (`init`).
-    pub create: bool,
-    /// How packs are written.
-    pub io_engine: IoEngine,
-}
-
-/// Opens the store that `url` names: a path, `file:///…`, or `memory:`.
-pub fn open(url: &str, options: StoreOptions) -> Result<Arc<dyn Store>> {
+/// Opens the store that `url` names: a path, `file:///…`, or `memory:`. With `create`, makes the directory if it is not there (`init`).
+pub fn open(url: &str, create: bool) -> Result<Arc<dyn Store>> {
     if url == "memory:" {
         return Ok(Arc::new(Counted::new(MemoryStore::default())));
     }
@@ -114,5 +108,5 @@ pub fn open(url: &str, options: StoreOptions) -> Result<Arc<dyn Store>> {
         });
     }
     let path = url.strip_prefix("file://").unwrap_or(url);
-    Ok(Arc::new(Counted::new(LocalStore::open(Path::new(path), options)?)))
+    Ok(Arc::new(Counted::new(LocalStore::open(Path::new(path), create)?)))
 }

@@ -1,0 +1,84 @@
+//! What a verb is given: the global options, the way to its repository, runs that a signal cancels, and their display.
+
+use std::sync::Arc;
+
+use penstock_engine::Run;
+use penstock_engine::crypto::wrap::AccessKey;
+use penstock_engine::repo::Repository;
+use penstock_engine::store::{self, Requests, Store};
+
+use super::access::{self, Purpose};
+use super::args::Globals;
+use super::exit::Failure;
+use super::interrupt::Interrupt;
+use super::progress::{Display, Kind, Mode};
+
+/// One invocation of the program.
+pub struct Session {
+    /// Options of all verbs.
+    pub globals: Globals,
+    /// Signals.
+    pub interrupt: Interrupt,
+}
+
+impl Session {
+    /// The repository's URL.
+    pub fn repo_url(&self) -> Result<&str, Failure> {
+        match self.globals.repo.as_deref() {
+            Some("") | None => {
+                Err(Failure::usage("which repository? Name it by --repo URL or PENSTOCK_REPO"))
+            }
+            Some(url) => Ok(url),
+        }
+    }
+
+    /// The store behind `--repo`, which has to exist.
+    pub fn store(&self) -> Result<Arc<dyn Store>, Failure> {
+        Ok(store::open(self.repo_url()?, false)?)
+    }
+
+    /// Opens the repository; asks for a key only if it has one.
+    pub fn repository(&self) -> Result<Repository, Failure> {
+        let store = self.store()?;
+        let access = match Repository::needs_key(&*store)? {
+            true => access::access_key(&self.globals, &self.interrupt, Purpose::Open)?,
+            false => AccessKey::None,
+        };
+        Ok(Repository::open(store, &access)?)
+    }
+
+    /// Runs `work` as a run that a signal cancels, and shows its progress in the way that fits where standard error goes.
+    pub fn with_run<T>(
+        &self,
+        kind: Kind,
+        work: impl FnOnce(&Arc<Run>) -> penstock_engine::Result<T>,
+    ) -> Result<T, Failure> {
+        self.with_run_in(kind, Mode::of(&self.globals), work)
+    }
+
+    /// As [`with_run`](Self::with_run), with a display of the caller's choice.
+    pub fn with_run_in<T>(
+        &self,
+        kind: Kind,
+        mode: Mode,
+        work: impl FnOnce(&Arc<Run>) -> penstock_engine::Result<T>,
+    ) -> Result<T, Failure> {
+        let run = self.interrupt.new_run();
+        let display = Display::start(Arc::clone(&run), kind, mode);
+        let result = work(&run);
+        display.finish();
+        Ok(result?)
+    }
+}
+
+/// Requests made since `before`.
+pub fn requests_since(repo: &Repository, before: Requests) -> Requests {
+    let now = repo.requests();
+    Requests {
+        get: now.get - before.get,
+        put: now.put - before.put,
+        list: now.list - before.list,
+        delete: now.delete - before.delete,
+        retried: now.retried - before.retried,
+    }
+}

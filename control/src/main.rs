@@ -1,0 +1,7 @@
+//! `penstock`: backup of EC2 machines and block devices. `docs/CLI.md` is the manual of the command line.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -1,0 +1,391 @@
+//! The restore pipeline. Planner → fetchers → decoders → writers, and the calling thread, which keeps the journal:
+//!
+//! ```text
+//!  planner ──segments──► fetchers ──frames──► decoders ──buffers──► writers ──► target
+//!   (plan.rs)            (fetch.rs)           (decode.rs)            (io/)
+//! ```
+//!
+//! The planner takes a segment buffer (a credit) before it sends a segment on, in the order of the volume, so what is in flight is bounded, and the earliest
+//! segment always has its buffer. Every chunk is authenticated and its id is recomputed before it is written.
+
+mod decode;
+mod fetch;
+mod journal;
+mod plan;
+mod stream;
+
+use std::io::Write;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crossbeam::channel::Receiver;
+
+use crate::chunker::{ChunkKeys, ChunkParams, ChunkerKind};
+use crate::crypto::RepoKeys;
+use crate::error::{Error, Result};
+use crate::format::node::{Leaf, Piece};
+use crate::format::point::{RecoveryPoint, Volume};
+use crate::id::SegmentNo;
+use crate::index::Index;
+use crate::io::{self, BufPool, IoEngine, IoEngineChoice, PooledBuf, WriteResult};
+use crate::limits::SEGMENT_BYTES;
+use crate::repo::Repository;
+use crate::run::{Progress, Run};
+use crate::store::Store;
+use crate::target::{self, Target, TargetOptions};
+
+/// Where to restore to.
+pub enum RestoreTarget {
+    /// A device or a file.
+    Path(PathBuf),
+    /// Standard output or the like: written front to back, zeros and all.
+    Writer(Box<dyn Write + Send>),
+}
+
+/// Options of a restore.
+#[derive(Clone, Debug)]
+pub struct RestoreOptions {
+    /// The target holds this point of the volume: write only what differs.
+    pub base: Option<RecoveryPoint>,
+    /// Read the target and write only what differs.
+    pub compare: bool,
+    /// Overwrite a target that is not empty.
+    pub force: bool,
+    /// Continue a restore that was killed.
+    pub resume: bool,
+    /// Threads that decrypt and decompress.
+    pub workers: usize,
+    /// io_uring or pread.
+    pub io_engine: IoEngineChoice,
+    /// Segments being written at a time; chosen by the engine if `None`.
+    pub queue_depth: Option<usize>,
+    /// Where journals of restores to devices are kept; those of files lie beside them.
+    pub state_dir: PathBuf,
+}
+
+impl Default for RestoreOptions {
+    fn default() -> Self {
+        Self {
+            base: None,
+            compare: false,
+            force: false,
+            resume: false,
+            workers: std::thread::available_parallelism().map_or(2, usize::from),
+            io_engine: IoEngineChoice::Auto,
+            queue_depth: None,
+            state_dir: std::env::temp_dir().join("penstock"),
+        }
+    }
+}
+
+/// What a restore did.
+#[derive(Clone, Debug)]
+pub struct RestoreReport {
+    /// Logical size of the volume.
+    pub size_bytes: u64,
+    /// Data written to the target.
+    pub written_bytes: u64,
+    /// Zeros that were not written, since the target was fresh.
+    pub skipped_zero_bytes: u64,
+    /// Zeros made by punching holes or zeroing ranges.
+    pub zeroed_bytes: u64,
+    /// Bytes known or found to be right already.
+    pub skipped_same_bytes: u64,
+    /// Bytes that a killed run had finished.
+    pub resumed_bytes: u64,
+    /// Bytes fetched from packs.
+    pub fetched_bytes: u64,
+    /// Wall time.
+    pub duration_ms: u64,
+    /// `uring` or `pread`.
+    pub io_engine: &'static str,
+}
+
+/// A segment on its way.
+struct SegmentWork {
+    segment: SegmentNo,
+    /// Its length in the volume.
+    len: usize,
+    /// Where it is put together.
+    buf: PooledBuf,
+    /// Chunks to fetch, with their offsets in the segment.
+    chunks: Vec<(u32, Piece)>,
+    /// Ranges to write, on the 4 KiB grid but for the volume's end.
+    writes: Vec<Range<u32>>,
+    /// Ranges to make zero.
+    zeros: Vec<Range<u32>>,
+    /// Zeros need not be made.
+    fresh: bool,
+    /// The target is to be compared with this first, to find what differs.
+    compare: Option<Leaf>,
+}
+
+/// Counters of a restore, besides [`Progress`].
+#[derive(Default)]
+struct Counters {
+    written: AtomicU64,
+    skipped_zero: AtomicU64,
+    zeroed: AtomicU64,
+    same: AtomicU64,
+    resumed: AtomicU64,
+    fetched: AtomicU64,
+}
+
+/// What all threads of a run share.
+struct Shared {
+    run: Arc<Run>,
+    store: Arc<dyn Store>,
+    keys: Arc<RepoKeys>,
+    index: Arc<Index>,
+    chunk_params: ChunkParams,
+    counters: Counters,
+    target: Option<Target>,
+    volume_bytes: u64,
+    volume_name: String,
+}
+
+impl Shared {
+    fn chunk_keys(&self) -> ChunkKeys {
+        let (block_key, chunk_key, cut_seed) = self.keys.chunker();
+        ChunkKeys { block_key, chunk_key, cut_seed }
+    }
+
+    fn add(counter: &AtomicU64, bytes: u64) {
+        counter.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Segments in flight beyond those of the decoders.
+const SEGMENTS_IN_FLIGHT: usize = 12;
+/// Segments fetched together: chunks they share are fetched once, near ones in one request.
+const WINDOW_SEGMENTS: usize = 2;
+/// Threads that fetch from a local store.
+const FETCHERS: usize = 3;
+/// Writes in flight.
+const WRITE_DEPTH: usize = 4;
+
+/// Restores one volume.
+pub fn run(
+    repo: &Repository,
+    point: &RecoveryPoint,
+    volume: &Volume,
+    target: RestoreTarget,
+    options: &RestoreOptions,
+    run: &Arc<Run>,
+) -> Result<RestoreReport> {
+    let started = Instant::now();
+    check(volume, &target, options)?;
+    let (engine, _) = io::choose(options.io_engine)?;
+    run.progress.total_bytes.store(volume.size_bytes, Ordering::Relaxed);
+    let index = repo.index()?;
+    let shared = |target: Option<Target>| -> Result<Arc<Shared>> {
+        let kind = ChunkerKind::from_name(&repo.config().chunker)
+            .ok_or_else(|| Error::Invalid { what: format!("unknown chunker {:?}", repo.config().chunker) })?;
+        Ok(Arc::new(Shared {
+            run: run.clone(),
+            store: repo.store().clone(),
+            keys: repo.keys().clone(),
+            index: index.clone(),
+            chunk_params: ChunkParams::new(kind, repo.config().chunk_bytes)?,
+            counters: Counters::default(),
+            target,
+            volume_bytes: volume.size_bytes,
+            volume_name: format!("{}/{}", &point.id[..12.min(point.id.len())], volume.name),
+        }))
+    };
+    let shared = match target {
+        RestoreTarget::Writer(writer) => {
+            let shared = shared(None)?;
+            stream::restore(repo, &shared, volume, writer, options)?;
+            shared
+        }
+        RestoreTarget::Path(path) => {
+            let opened = OpenedTarget::open(repo, point, volume, &path, options)?;
+            let shared = shared(Some(opened.target))?;
+            to_target(repo, &shared, engine, volume, opened.journal, opened.done, opened.fresh, options)?;
+            shared
+        }
+    };
+    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let counters = &shared.counters;
+    Ok(RestoreReport {
+        size_bytes: volume.size_bytes,
+        written_bytes: load(&counters.written),
+        skipped_zero_bytes: load(&counters.skipped_zero),
+        zeroed_bytes: load(&counters.zeroed),
+        skipped_same_bytes: load(&counters.same),
+        resumed_bytes: load(&counters.resumed),
+        fetched_bytes: load(&counters.fetched),
+        duration_ms: started.elapsed().as_millis() as u64,
+        io_engine: engine.name(),
+    })
+}
+
+fn check(volume: &Volume, target: &RestoreTarget, options: &RestoreOptions) -> Result<()> {
+    let invalid = |what: &str| Err(Error::Invalid { what: what.to_owned() });
+    if let Some(base) = &options.base {
+        let known = base.volume(&volume.name).is_some() || base.volumes.len() == 1;
+        if !known {
+            return invalid(&format!("--base: recovery point {} has no volume {:?}", base.id, volume.name));
+        }
+    }
+    if matches!(target, RestoreTarget::Writer(_))
+        && (options.base.is_some() || options.compare || options.resume)
+    {
+        return invalid("--base, --compare and --resume need a target that can be read: a device or a file");
+    }
+    Ok(())
+}
+
+/// An open target with the journal of its restore.
+struct OpenedTarget {
+    target: Target,
+    journal: journal::Journal,
+    done: std::collections::HashSet<SegmentNo>,
+    /// Zeros need not be written.
+    fresh: bool,
+}
+
+impl OpenedTarget {
+    fn open(
+        repo: &Repository,
+        point: &RecoveryPoint,
+        volume: &Volume,
+        path: &std::path::Path,
+        options: &RestoreOptions,
+    ) -> Result<Self> {
+        let subject = journal::Subject::of(repo, point, volume, options);
+        let place = journal::place_of(path, &options.state_dir);
+        let earlier = if options.resume { Some(journal::read(&place, &subject, path)?) } else { None };
+        let target_options = TargetOptions {
+            size_bytes: volume.size_bytes,
+            force: options.force,
+            resume: options.resume,
+            must_hold_data: options.base.is_some() || options.compare,
+        };
+        let existed = path.exists();
+        if !existed {
+            // Before the file, so that a kill right after its creation finds a journal.
+            journal::begin(&place, &subject, true)?;
+        }
+        let target = target::open(path, target_options).inspect_err(|_| {
+            if !existed && !path.exists() {
+                let _ = std::fs::remove_file(&place);
+            }
+        })?;
+        let fresh = earlier.as_ref().map_or(target.is_fresh(), |e| e.fresh || target.is_fresh());
+        let journal = match &earlier {
+            Some(earlier) => journal::Journal::resume(&place, earlier)?,
+            None => journal::Journal::start(&place, &subject, fresh)?,
+        };
+        Ok(Self { target, journal, done: earlier.map(|e| e.done).unwrap_or_default(), fresh })
+    }
+}
+
+/// Runs all stages with writers on a device or file.
+#[allow(clippy::too_many_arguments)]
+fn to_target(
+    repo: &Repository,
+    shared: &Arc<Shared>,
+    engine: IoEngine,
+    volume: &Volume,
+    mut journal: journal::Journal,
+    done: std::collections::HashSet<SegmentNo>,
+    fresh: bool,
+    options: &RestoreOptions,
+) -> Result<()> {
+    let Some(target) = &shared.target else { unreachable!("called with a target") };
+    let depth = options.queue_depth.unwrap_or(WRITE_DEPTH).max(1);
+    let (write_sender, write_receiver) = async_channel::unbounded();
+    let (done_sender, done_receiver) = crossbeam::channel::unbounded();
+    let mut threads = io::spawn_writers(engine, 1, depth, write_receiver, done_sender.clone())?;
+    let how =
+        plan::How { base: options.base.clone(), compare: options.compare, fresh, done, every_segment: false };
+    let output = decode::Output::Writers { writes: write_sender, done: done_sender };
+    threads.extend(start_stages(repo, shared, volume, how, output, options, depth)?);
+    collect(shared, &done_receiver, &mut journal);
+    join(shared, threads);
+    shared.run.outcome().and_then(|()| target.finish()).inspect_err(|_| journal.sync(target))?;
+    journal.remove();
+    Ok(())
+}
+
+/// Starts planner, fetchers and decoders.
+fn start_stages(
+    repo: &Repository,
+    shared: &Arc<Shared>,
+    volume: &Volume,
+    how: plan::How,
+    output: decode::Output,
+    options: &RestoreOptions,
+    depth: usize,
+) -> Result<Vec<JoinHandle<()>>> {
+    let workers = options.workers.max(1);
+    let pool =
+        BufPool::new(SEGMENTS_IN_FLIGHT.max(depth + FETCHERS * WINDOW_SEGMENTS) + workers, SEGMENT_BYTES);
+    let (window_sender, window_receiver) = crossbeam::channel::unbounded::<Vec<SegmentWork>>();
+    let (fetched_sender, fetched_receiver) = crossbeam::channel::unbounded::<fetch::Fetched>();
+    let spare = Arc::new(crossbeam::queue::SegQueue::new());
+    let mut threads = Vec::new();
+    let planner = plan::Planner::new(repo, shared.clone(), volume, how, pool, window_sender)?;
+    threads.push(spawn("plan", shared, move || planner.run())?);
+    for _ in 0..FETCHERS {
+        let fetcher = fetch::Fetcher::new(shared.clone(), spare.clone());
+        let (input, output) = (window_receiver.clone(), fetched_sender.clone());
+        threads.push(spawn("fetch", shared, move || fetcher.run(&input, &output))?);
+    }
+    for _ in 0..workers {
+        let decoder = decode::Decoder::new(shared.clone(), output.clone(), spare.clone())?;
+        let input = fetched_receiver.clone();
+        threads.push(spawn("decode", shared, move || decoder.run(&input))?);
+    }
+    Ok(threads)
+}
+
+/// Takes the writers' results until there are no more.
+fn collect(shared: &Shared, done: &Receiver<WriteResult<decode::Written>>, journal: &mut journal::Journal) {
+    for result in done {
+        match result {
+            Ok((written, bytes)) => {
+                Shared::add(&shared.counters.written, bytes);
+                let progress = &shared.run.progress;
+                Progress::add(&progress.done_bytes, written.len as u64);
+                Progress::add(&progress.new_bytes, bytes);
+                if let Some(target) = &shared.target {
+                    journal.segment(written.segment, target);
+                }
+            }
+            Err((_, error)) => shared.run.fail(error),
+        }
+    }
+}
+
+fn join(shared: &Shared, threads: Vec<JoinHandle<()>>) {
+    for thread in threads {
+        if thread.join().is_err() {
+            shared
+                .run
+                .fail(Error::Invalid { what: "internal error: a thread of the restore panicked".into() });
+        }
+    }
+}
+
+fn spawn(
+    name: &str,
+    shared: &Arc<Shared>,
+    body: impl FnOnce() -> Result<()> + Send + 'static,
+) -> Result<JoinHandle<()>> {
+    let run = shared.run.clone();
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            if let Err(error) = body() {
+                run.fail(error);
+            }
+        })
+        .map_err(Error::io("start", format_args!("thread {name}")))
+}

@@ -1,0 +1,252 @@
+//! The planner: walks the manifest and decides for each segment which chunks are needed, what is written and what is made zero.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crossbeam::channel::Sender;
+
+use super::{SegmentWork, Shared, WINDOW_SEGMENTS};
+use crate::error::{Error, Result};
+use crate::format::node::Leaf;
+use crate::format::point::{RecoveryPoint, Volume};
+use crate::id::SegmentNo;
+use crate::io::BufPool;
+use crate::limits::BLOCK_BYTES;
+use crate::manifest::{SegmentChange, TreeReader, each_difference, leaf_differences, merge_ranges};
+use crate::repo::Repository;
+use crate::run::Progress;
+
+/// Longest range that is made zero in one call, so that an interruption is noticed.
+const ZERO_STEP_BYTES: u64 = 1 << 30;
+
+/// How the target is brought to the wanted state.
+pub struct How {
+    /// It holds this point.
+    pub base: Option<RecoveryPoint>,
+    /// It is read and compared.
+    pub compare: bool,
+    /// It reads as zeros wherever nothing was written.
+    pub fresh: bool,
+    /// Segments that a killed run finished.
+    pub done: HashSet<SegmentNo>,
+    /// Zero segments are sent on too (for a stream).
+    pub every_segment: bool,
+}
+
+/// The planner thread.
+pub struct Planner {
+    tree: TreeReader,
+    base: Option<TreeReader>,
+    lane: Lane,
+}
+
+/// Where segments go, and what is known of the target.
+struct Lane {
+    shared: Arc<Shared>,
+    how: How,
+    pool: BufPool,
+    output: Sender<Vec<SegmentWork>>,
+    window: Vec<SegmentWork>,
+}
+
+impl Planner {
+    /// Opens the manifests.
+    pub fn new(
+        repo: &Repository,
+        shared: Arc<Shared>,
+        volume: &Volume,
+        how: How,
+        pool: BufPool,
+        output: Sender<Vec<SegmentWork>>,
+    ) -> Result<Self> {
+        let tree = repo.tree(volume.size_bytes, volume.root)?;
+        let base = match &how.base {
+            Some(point) => {
+                let old = point.volume(&volume.name).or(point.volumes.first()).ok_or_else(|| {
+                    Error::Invalid { what: format!("--base: recovery point {} has no volumes", point.id) }
+                })?;
+                Some(repo.tree(old.size_bytes, old.root)?)
+            }
+            None => None,
+        };
+        Ok(Self { tree, base, lane: Lane { shared, how, pool, output, window: Vec::new() } })
+    }
+
+    /// Plans the whole volume.
+    pub fn run(mut self) -> Result<()> {
+        if self.lane.how.compare {
+            self.each_segment(true)?;
+        } else if let Some(base) = self.base.take() {
+            return self.differences(base);
+        } else {
+            let zeros_too = self.lane.how.every_segment;
+            self.each_segment(zeros_too)?;
+        }
+        self.lane.send_window();
+        Ok(())
+    }
+
+    /// All segments, or with `zeros_too` false those with data.
+    fn each_segment(&mut self, zeros_too: bool) -> Result<()> {
+        let end = SegmentNo(self.tree.shape().segments());
+        let mut at = SegmentNo(0);
+        while at < end && !self.lane.shared.run.stopped() {
+            let next = if zeros_too { Some(at) } else { self.tree.next_data(at)? };
+            let next = next.unwrap_or(end);
+            self.lane.zero_segments(at..next)?;
+            if next < end && !self.lane.was_done(next) {
+                let leaf = self.tree.leaf(next)?;
+                let whole = next.len_in(self.lane.shared.volume_bytes) as u32;
+                self.lane.send(next, leaf, &[Range { start: 0, end: whole }])?;
+            }
+            at = SegmentNo(next.0 + 1);
+        }
+        Ok(())
+    }
+
+    /// Only segments in which the manifests differ.
+    fn differences(mut self, mut base: TreeReader) -> Result<()> {
+        let lane = &mut self.lane;
+        let volume_bytes = lane.shared.volume_bytes;
+        let mut differing = 0u64;
+        each_difference(
+            &mut base,
+            &mut self.tree,
+            &mut |base, tree, SegmentChange { segment, old, new }| {
+                let len = segment.len_in(volume_bytes);
+                differing += len as u64;
+                if lane.shared.run.stopped() || lane.was_done(segment) {
+                    return Ok(());
+                }
+                let leaf = tree.load_leaf(segment, new)?;
+                let ranges = match old {
+                    Some(old) => leaf_differences(&base.load_leaf(segment, old)?, &leaf),
+                    None => vec![Range { start: 0, end: len as u32 }],
+                };
+                lane.send(segment, leaf, &ranges)
+            },
+        )?;
+        lane.send_window();
+        let same = volume_bytes - differing;
+        Shared::add(&lane.shared.counters.same, same);
+        Progress::add(&lane.shared.run.progress.done_bytes, same);
+        Progress::add(&lane.shared.run.progress.reused_bytes, same);
+        Ok(())
+    }
+}
+
+impl Lane {
+    /// True if a killed run finished this segment.
+    fn was_done(&self, segment: SegmentNo) -> bool {
+        if !self.how.done.contains(&segment) {
+            return false;
+        }
+        let len = segment.len_in(self.shared.volume_bytes) as u64;
+        Shared::add(&self.shared.counters.resumed, len);
+        Progress::add(&self.shared.run.progress.done_bytes, len);
+        true
+    }
+
+    /// Segments without data: made zero, or left alone on a fresh target.
+    fn zero_segments(&mut self, segments: Range<SegmentNo>) -> Result<()> {
+        if segments.is_empty() {
+            return Ok(());
+        }
+        let end = segments.end.offset_bytes().min(self.shared.volume_bytes);
+        let mut at = segments.start.offset_bytes();
+        while at < end && !self.shared.run.stopped() {
+            let step = (end - at).min(ZERO_STEP_BYTES);
+            self.shared.zero(at..at + step, self.how.fresh)?;
+            Progress::add(&self.shared.run.progress.done_bytes, step);
+            at += step;
+        }
+        Ok(())
+    }
+
+    /// Sends on a segment of which `ranges` are to be brought to what `leaf` says.
+    fn send(&mut self, segment: SegmentNo, leaf: Leaf, ranges: &[Range<u32>]) -> Result<()> {
+        let len = segment.len_in(self.shared.volume_bytes);
+        let needs = Needs::of(&leaf, ranges, len as u32);
+        let same = len as u64 - ranges.iter().map(|r| u64::from(r.end - r.start)).sum::<u64>();
+        Shared::add(&self.shared.counters.same, same);
+        let Some(buf) = self.pool.try_get().or_else(|| {
+            // What waits in the window must not hold the buffers that it waits for.
+            self.send_window();
+            self.pool.get_blocking()
+        }) else {
+            return Ok(());
+        };
+        self.window.push(SegmentWork {
+            segment,
+            len,
+            buf,
+            chunks: needs.chunks,
+            writes: needs.writes,
+            zeros: needs.zeros,
+            fresh: self.how.fresh,
+            compare: self.how.compare.then_some(leaf),
+        });
+        if self.window.len() >= WINDOW_SEGMENTS {
+            self.send_window();
+        }
+        Ok(())
+    }
+
+    fn send_window(&mut self) {
+        if !self.window.is_empty() {
+            let _ = self.output.send(std::mem::take(&mut self.window));
+        }
+    }
+}
+
+/// What it takes to bring ranges of a segment to a wanted state.
+pub struct Needs {
+    /// Chunks to decode.
+    pub chunks: Vec<(u32, crate::format::node::Piece)>,
+    /// Ranges to write: the wanted data on the 4 KiB grid.
+    pub writes: Vec<Range<u32>>,
+    /// Ranges to make zero.
+    pub zeros: Vec<Range<u32>>,
+}
+
+impl Needs {
+    /// For `ranges` (sorted, apart) of a segment of `len` bytes that shall be as `leaf` says. Data is written in whole blocks, so a byte-granular chunk at the edge
+    /// of a range is written with the parts of its neighbours that share its blocks; those are decoded too.
+    pub fn of(leaf: &Leaf, ranges: &[Range<u32>], len: u32) -> Needs {
+        let (mut data, mut zeros) = (Vec::new(), Vec::new());
+        for (offset, piece) in leaf.with_offsets() {
+            let end = offset + piece.len;
+            for range in ranges.iter().filter(|r| r.start < end && r.end > offset) {
+                let part = range.start.max(offset)..range.end.min(end);
+                if piece.chunk.is_some() { data.push(part) } else { zeros.push(part) }
+            }
+        }
+        let block = BLOCK_BYTES as u32;
+        let writes = merge_ranges(
+            data.into_iter().map(|r| r.start / block * block..r.end.next_multiple_of(block).min(len)),
+        );
+        let chunks = leaf
+            .with_offsets()
+            .filter(|(offset, piece)| {
+                piece.chunk.is_some()
+                    && writes.iter().any(|w| w.start < offset + piece.len && w.end > *offset)
+            })
+            .collect();
+        Needs { chunks, writes, zeros: merge_ranges(zeros) }
+    }
+}
+
+impl Shared {
+    /// Makes a range of the volume zero on the target.
+    pub(super) fn zero(&self, range: Range<u64>, fresh: bool) -> Result<()> {
+        let bytes = range.end - range.start;
+        let Some(target) = self.target.as_ref().filter(|_| !fresh) else {
+            Shared::add(&self.counters.skipped_zero, bytes);
+            return Ok(());
+        };
+        target.zero_range(range)?;
+        Shared::add(&self.counters.zeroed, bytes);
+        Ok(())
+    }
+}

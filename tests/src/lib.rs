@@ -1,0 +1,57 @@
+//! What the whole-system tests are made of. They know penstock by its command line, exit codes, JSON and the names of
+//! the objects on disk (`docs/FORMAT.md`), never by its code: this crate depends on no other crate of the workspace.
+//!
+//! | noun | file |
+//! |---|---|
+//! | one run of the binary: arguments, time limit, exit code, output, kill | [`penstock`] |
+//! | a repository with its key and its state directory | [`repo`] |
+//! | a directory on a real disk that goes away by itself | [`workdir`] |
+//! | loop devices | [`loopdev`] |
+//! | filesystems on loop devices, mounts | [`filesystem`] |
+//! | contents: random, text, zeros, holes, mixtures, edits | [`image`] |
+//! | byte comparison | [`compare`] |
+//! | damage to repository objects | [`damage`] |
+//! | Rust source as text, for the layering rules | [`source_text`] |
+//! | fixed-seed randomness, external tools, JSON access | [`rng`], [`tools`], [`json`] |
+//!
+//! Nothing here skips: a missing tool, right or filesystem fails the test and says what to install. Everything that outlives a
+//! process (loop devices, mounts, files) has an owner whose `Drop` removes it, also when the test fails. Declare the
+//! [`workdir::Workdir`] first: Rust drops in reverse order, so it goes last.
+
+pub mod compare;
+pub mod damage;
+pub mod filesystem;
+pub mod image;
+pub mod json;
+pub mod loopdev;
+pub mod penstock;
+pub mod repo;
+pub mod rng;
+pub mod source_text;
+pub mod tools;
+pub mod workdir;
+
+/// Bytes in a KiB.
+pub const KIB: u64 = 1 << 10;
+/// Bytes in a MiB.
+pub const MIB: u64 = 1 << 20;
+/// Bytes in a GiB.
+pub const GIB: u64 = 1 << 30;
+/// Bytes in a TiB.
+pub const TIB: u64 = 1 << 40;
+/// Bytes in a segment of a volume (`docs/FORMAT.md`).
+pub const SEGMENT: u64 = 4 * MIB;
+/// Bytes in a block (`docs/FORMAT.md`).
+pub const BLOCK: u64 = 4 * KIB;
+/// Largest chunk of the default chunk size.
+pub const CHUNK_MAX: u64 = 256 * KIB;
+
+/// True in the long tier (`tests/run --full` sets `PENSTOCK_TESTS_FULL=1`).
+pub fn full_tier() -> bool {
+    std::env::var_os("PENSTOCK_TESTS_FULL").is_some_and(|value| value == "1")
+}
+
+/// `quick` or `full`, by tier.
+pub fn by_tier<T>(quick: T, full: T) -> T {
+    if full_tier() { full } else { quick }
+}
