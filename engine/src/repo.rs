@@ -21,6 +21,8 @@ use crate::store::{Body, PutOutcome, Requests, Span, Store};
 
 /// Fewest characters of a recovery point's id that are accepted as a prefix.
 const PREFIX_CHARS_MIN: usize = 4;
+/// Ids named when a prefix is ambiguous.
+const AMBIGUOUS_SHOWN: usize = 5;
 
 /// An open repository.
 pub struct Repository {
@@ -261,9 +263,15 @@ impl Repository {
             [_] => Err(Error::NoSuchPoint {
                 what: format!("{text} is too short, give at least {PREFIX_CHARS_MIN} characters"),
             }),
-            _ => Err(Error::NoSuchPoint {
-                what: format!("{text} is the beginning of {} ids, give more characters", found.len()),
-            }),
+            _ => {
+                let mut shown: Vec<String> =
+                    found.iter().take(AMBIGUOUS_SHOWN).map(|id| id.to_string()).collect();
+                if found.len() > AMBIGUOUS_SHOWN {
+                    shown.push("…".into());
+                }
+                let what = format!("{text} is the beginning of {} ids: {}", found.len(), shown.join(", "));
+                Err(Error::NoSuchPoint { what })
+            }
         }
     }
 

@@ -208,10 +208,19 @@ fn open_volumes(args: &Args) -> Result<Vec<VolumeSource>, Failure> {
                 ));
             }
         };
-        let name = unique_name(source.name(), |name| volumes.iter().any(|volume| volume.name == name));
+        let name = unique_name(&file_name_of(source.name()), |name| {
+            volumes.iter().any(|volume| volume.name == name)
+        });
         volumes.push(VolumeSource { name, source, changed_extents });
     }
     Ok(volumes)
+}
+
+/// What a volume is called: the last part of its path, since names stand behind a slash in `POINT/VOLUME`.
+fn file_name_of(source: &str) -> String {
+    Path::new(source)
+        .file_name()
+        .map_or_else(|| source.to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 /// `disk.img`, `disk.img-2`, `disk.img-3`: the first that is not taken.
