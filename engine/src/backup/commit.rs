@@ -17,8 +17,10 @@ use crate::id::NodeId;
 use crate::manifest::{GROUP_SEGMENTS, NodeSink, Shape, TreeBuilder};
 use crate::pack::{FinishedPack, PackBuilder};
 
-/// A metadata pack is closed after this time, so that a killed backup finds its finished segments' leaves.
-const META_PACK_AGE: Duration = Duration::from_secs(2);
+/// A metadata pack is closed when it is as old as a quarter of the run, within these bounds: so a killed backup finds the leaves of most segments it
+/// finished, and a long one still makes few packs.
+const META_PACK_AGE_MIN: Duration = Duration::from_millis(200);
+const META_PACK_AGE_MAX: Duration = Duration::from_secs(10);
 
 /// What the pipeline leaves behind.
 pub struct Committed {
@@ -60,8 +62,13 @@ impl<'a> Committer<'a> {
         journal: Journal,
         described: &'a [DescribedVolume],
     ) -> Result<Self> {
-        let nodes =
-            MetaPacker { shared: shared.clone(), packs, compressor: Compressor::new(Some(1))?, pack: None };
+        let nodes = MetaPacker {
+            shared: shared.clone(),
+            packs,
+            compressor: Compressor::new(Some(1))?,
+            pack: None,
+            started: Instant::now(),
+        };
         let volumes = described.iter().map(|_| VolumeState::default()).collect();
         Ok(Self { shared, described, journal, nodes, volumes })
     }
@@ -184,6 +191,7 @@ struct MetaPacker {
     packs: Sender<FinishedPack>,
     compressor: Compressor,
     pack: Option<(PackBuilder, Instant)>,
+    started: Instant,
 }
 
 impl MetaPacker {
@@ -201,7 +209,9 @@ impl MetaPacker {
             }
         };
         builder.add(id.as_bytes(), node, &mut self.compressor);
-        if builder.is_full() || opened.elapsed() > META_PACK_AGE {
+        if builder.is_full()
+            || opened.elapsed() > (self.started.elapsed() / 4).clamp(META_PACK_AGE_MIN, META_PACK_AGE_MAX)
+        {
             self.close();
         }
         Ok(())

@@ -18,8 +18,9 @@ use crate::repo::Repository;
 use crate::target::Target;
 
 const RECORD_BYTES: usize = 12;
-/// How often the target is synced and the journal written: what a killed restore does again.
-const SYNC_EVERY: Duration = Duration::from_secs(2);
+/// The target is synced and the journal written each time the restore is a quarter older, within these bounds: what a killed restore does again.
+const SYNC_EVERY_MIN: Duration = Duration::from_millis(200);
+const SYNC_EVERY_MAX: Duration = Duration::from_secs(5);
 
 /// What is restored; a journal is continued only by a restore of the very same.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -66,6 +67,7 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     waiting: Vec<u8>,
+    started: Instant,
     synced_at: Instant,
 }
 
@@ -128,8 +130,13 @@ pub fn begin(place: &Path, subject: &Subject, fresh: bool) -> Result<()> {
     let head = Head { subject: subject.clone(), fresh };
     let mut line = serde_json::to_vec(&head).map_err(|e| fail()(e.into()))?;
     line.push(b'\n');
-    let mut file = File::create(place).map_err(fail())?;
-    file.write_all(&line).and_then(|()| file.sync_all()).map_err(fail())
+    // Whole or not at all: a kill in between must not leave half a line.
+    let mut name = place.as_os_str().to_owned();
+    name.push(".new");
+    let new = PathBuf::from(name);
+    let mut file = File::create(&new).map_err(fail())?;
+    file.write_all(&line).and_then(|()| file.sync_all()).map_err(fail())?;
+    fs::rename(&new, place).map_err(fail())
 }
 
 impl Journal {
@@ -148,7 +155,13 @@ impl Journal {
 
     fn append_to(place: &Path) -> Result<Self> {
         let file = OpenOptions::new().append(true).open(place).map_err(Error::io("open", place.display()))?;
-        Ok(Self { path: place.to_owned(), file, waiting: Vec::new(), synced_at: Instant::now() })
+        Ok(Self {
+            path: place.to_owned(),
+            file,
+            waiting: Vec::new(),
+            started: Instant::now(),
+            synced_at: Instant::now(),
+        })
     }
 
     /// A segment was written.
@@ -156,7 +169,7 @@ impl Journal {
         let number = segment.0.to_le_bytes();
         self.waiting.extend_from_slice(&number);
         self.waiting.extend_from_slice(&blake3::hash(&number).as_bytes()[..4]);
-        if self.synced_at.elapsed() > SYNC_EVERY {
+        if self.synced_at.elapsed() > (self.started.elapsed() / 4).clamp(SYNC_EVERY_MIN, SYNC_EVERY_MAX) {
             self.sync(target);
         }
     }

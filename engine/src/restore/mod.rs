@@ -260,11 +260,20 @@ impl OpenedTarget {
     ) -> Result<Self> {
         let subject = journal::Subject::of(repo, point, volume, options);
         let place = journal::place_of(path, &options.state_dir);
-        let earlier = if options.resume { Some(journal::read(&place, &subject, path)?) } else { None };
+        let earlier = match options.resume.then(|| journal::read(&place, &subject, path)) {
+            None => None,
+            Some(Ok(earlier)) => Some(earlier),
+            // Killed before it began, or of another state: nothing to go on from, and with --force nothing to lose.
+            Some(Err(error)) if options.force || !path.exists() => {
+                tracing::warn!("starting anew. {error}");
+                None
+            }
+            Some(Err(error)) => return Err(error),
+        };
         let target_options = TargetOptions {
             size_bytes: volume.size_bytes,
             force: options.force,
-            resume: options.resume,
+            resume: earlier.is_some(),
             must_hold_data: options.base.is_some() || options.compare,
         };
         let existed = path.exists();

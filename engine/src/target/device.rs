@@ -39,7 +39,10 @@ pub(super) fn open(path: &Path, name: String, options: TargetOptions) -> Result<
     }
     let device_bytes = seek(&file, SeekFrom::End(0)).map_err(|e| Error::io("size", &name)(e.into()))?;
     if device_bytes < options.size_bytes {
-        let why = format!("it is too small: it holds {device_bytes} bytes, and the volume has {}", options.size_bytes);
+        let why = format!(
+            "it is too small: it holds {device_bytes} bytes, and the volume has {}",
+            options.size_bytes
+        );
         return Err(refused(&name, why));
     }
     if !options.accepts_contents()
