@@ -6,7 +6,7 @@ use super::journal::{Contents, Journal};
 use crate::error::Result;
 use crate::format::node::NodeRef;
 use crate::id::{ObjectId, SegmentNo};
-use crate::index::Index;
+use crate::index::Claims;
 use crate::pack::read_contents;
 use crate::repo::Repository;
 
@@ -26,14 +26,14 @@ impl Finished {
 /// Reads the journal, adopts packs, and readies the journal for this run.
 pub fn take_over(
     repo: &Repository,
-    index: &Index,
+    claims: &Claims,
     mut journal: Journal,
     resume: bool,
     notes: &mut Vec<String>,
 ) -> Result<(Journal, Finished)> {
     notes.extend(journal.why_none.take());
     let contents = journal.read();
-    let adopted = adopt_packs(repo, index, &contents)?;
+    let adopted = adopt_packs(repo, claims, &contents)?;
     if adopted > 0 {
         notes.push(format!("an earlier run was interrupted; {adopted} packs that it stored are used"));
     }
@@ -53,19 +53,19 @@ pub fn take_over(
 }
 
 /// Puts packs that no index segment knows into the index. A pack that is gone or damaged is left alone: then its chunks are stored again.
-fn adopt_packs(repo: &Repository, index: &Index, contents: &Contents) -> Result<usize> {
-    let known: HashSet<ObjectId> = index.packs().into_iter().map(|pack| pack.id).collect();
+fn adopt_packs(repo: &Repository, claims: &Claims, contents: &Contents) -> Result<usize> {
+    let known: HashSet<ObjectId> = claims.index().packs().into_iter().map(|pack| pack.id).collect();
     let mut adopted = 0;
     for (kind, id) in contents.packs.iter().filter(|(_, id)| !known.contains(id)) {
         match read_contents(repo.store().as_ref(), repo.keys(), *kind, *id) {
             Ok((pack, rows)) => {
-                index.add_durable(pack, rows)?;
+                claims.add_durable(pack, rows)?;
                 adopted += 1;
             }
             Err(error) if error.is_damage() => tracing::warn!("not taken over: {error}"),
             Err(error) => return Err(error),
         }
     }
-    index.flush()?;
+    claims.flush()?;
     Ok(adopted)
 }

@@ -81,10 +81,10 @@ impl<'a> Committer<'a> {
             let Ok(event) = events.recv() else { break };
             if let Event::ThreadEnd = event {
                 ended += 1;
-            } else if !self.shared.run.is_failed() {
-                if let Err(error) = self.event(event) {
-                    self.shared.run.fail(error);
-                }
+            } else if !self.shared.run.is_failed()
+                && let Err(error) = self.event(event)
+            {
+                self.shared.run.fail(error);
             }
         }
         let volumes = if self.shared.run.stopped() { Err(Error::Cancelled) } else { self.finish_trees() };
@@ -196,7 +196,7 @@ struct MetaPacker {
 
 impl MetaPacker {
     fn put_with_id(&mut self, id: &NodeId, node: &[u8]) -> Result<()> {
-        if !self.shared.index.reserve(id.as_bytes())? {
+        if !self.shared.claims.reserve(id.as_bytes())? {
             return Ok(());
         }
         let (builder, opened) = match &mut self.pack {

@@ -28,10 +28,9 @@ use crate::error::{Error, Result};
 use crate::format::config::Compression;
 use crate::format::header::ObjectKind;
 use crate::format::node::{Leaf, NodeRef};
-use crate::format::pack::TocRow;
 use crate::format::point::{Counts, RecoveryPoint, Volume};
 use crate::id::{NodeId, PointId, SegmentNo};
-use crate::index::Index;
+use crate::index::Claims;
 use crate::io::{self, BufPool, IoEngine, IoEngineChoice};
 use crate::limits::SEGMENT_BYTES;
 use crate::pack::{FinishedPack, pack_buffer_bytes};
@@ -203,7 +202,7 @@ enum LeafResult {
 /// What all threads of a run share.
 struct Shared {
     run: Arc<Run>,
-    index: Arc<Index>,
+    claims: Arc<Claims>,
     repo: RepoParts,
     chunk_params: ChunkParams,
     pack_pool: BufPool,
@@ -243,23 +242,23 @@ pub fn run(
     check(&volumes, options)?;
     let (engine, io_engine_why) = io::choose(options.io_engine)?;
     repo.store().set_io_engine(engine);
-    let index = repo.index()?;
+    let claims = Arc::new(Claims::new(repo.index()?));
     let parent = find_parent(repo, &volumes, options)?;
     let mut notes = Vec::new();
     let journal = journal::Journal::open(repo, &volumes, options)?;
-    let (journal, finished) = adopt::take_over(repo, &index, journal, options.resume, &mut notes)?;
+    let (journal, finished) = adopt::take_over(repo, &claims, journal, options.resume, &mut notes)?;
     let total: u64 = volumes.iter().filter_map(|v| v.source.size_bytes()).sum();
     run.progress.total_bytes.store(total, Ordering::Relaxed);
 
-    let shared = Arc::new(share(repo, index.clone(), options, run)?);
+    let shared = Arc::new(share(repo, claims.clone(), options, run)?);
     let described: Vec<DescribedVolume> = volumes.iter().map(DescribedVolume::of).collect();
     let planned = plan::Input { volumes, parent: parent.clone(), finished };
     let committed = pipeline(repo, &shared, engine, planned, journal, &described, options);
     let committed = match run.outcome().and(committed) {
         Ok(committed) => committed,
-        Err(error) => return Err(clean_stop(&index, error)),
+        Err(error) => return Err(clean_stop(&claims, error)),
     };
-    index.flush()?;
+    claims.flush()?;
     let id = PointId::at(unix_ms(options.time.as_deref().unwrap_or(&started_at))?)?;
     let point = RecoveryPoint {
         id: id.to_string(),
@@ -363,7 +362,7 @@ fn find_parent(
     Ok(parent)
 }
 
-fn share(repo: &Repository, index: Arc<Index>, options: &BackupOptions, run: &Arc<Run>) -> Result<Shared> {
+fn share(repo: &Repository, claims: Arc<Claims>, options: &BackupOptions, run: &Arc<Run>) -> Result<Shared> {
     let config = repo.config();
     let kind = ChunkerKind::from_name(&config.chunker)
         .ok_or_else(|| Error::Invalid { what: format!("unknown chunker {:?}", config.chunker) })?;
@@ -372,7 +371,7 @@ fn share(repo: &Repository, index: Arc<Index>, options: &BackupOptions, run: &Ar
     let pack_buffer = pack_buffer_bytes(pack_bytes, chunk_params.max_bytes() as usize);
     Ok(Shared {
         run: run.clone(),
-        index,
+        claims,
         repo: RepoParts {
             store: repo.store().clone(),
             keys: repo.keys().clone(),
@@ -480,8 +479,8 @@ fn spawn(
 }
 
 /// After an error or Ctrl-C: what is stored gets into the index, so that the next run finds it without a journal.
-fn clean_stop(index: &Index, error: Error) -> Error {
-    if let Err(flush_error) = index.flush() {
+fn clean_stop(claims: &Claims, error: Error) -> Error {
+    if let Err(flush_error) = claims.flush() {
         tracing::warn!("what was stored is not in the index: {flush_error}");
     }
     error
@@ -515,11 +514,6 @@ fn note_progress(progress: &Progress, counts: &Counts, len: u64) {
     Progress::add(&progress.reused_bytes, counts.reused_bytes);
     Progress::add(&progress.new_bytes, counts.new_bytes);
     Progress::add(&progress.stored_bytes, counts.stored_bytes);
-}
-
-/// A pack that became durable, in the terms of the index.
-fn into_index(shared: &Shared, pack: crate::format::index_segment::PackRef, rows: Vec<TocRow>) -> Result<()> {
-    shared.index.add_durable(pack, rows)
 }
 
 /// A volume of a recovery point from what is known of it.

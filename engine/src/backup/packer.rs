@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender};
 
-use super::{Event, PACKS_IN_FLIGHT, Shared, into_index};
+use super::{Event, PACKS_IN_FLIGHT, Shared};
 use crate::error::{Error, Result};
 use crate::pack::FinishedPack;
 use crate::store::{Body, PutOutcome};
@@ -45,5 +45,5 @@ fn store_pack(shared: &Shared, finished: FinishedPack, events: &Sender<Event>) -
         return Err(Error::damaged(key, "a random name that was taken: the random source repeats itself"));
     }
     let _ = events.send(Event::Pack { kind: pack.kind, id: pack.id });
-    into_index(shared, pack, rows)
+    shared.claims.add_durable(pack, rows)
 }

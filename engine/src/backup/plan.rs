@@ -337,7 +337,7 @@ impl VolumePlan<'_> {
     fn finished_before(&mut self, shape: Shape, segment: SegmentNo) -> Result<Option<NodeRef>> {
         let Some(node) = self.finished.get(&segment).copied() else { return Ok(None) };
         let Some(id) = node else { return Ok(Some(None)) };
-        let index = &self.shared.index;
+        let index = self.shared.claims.index();
         if index.find(id.as_bytes())?.is_none() {
             return Ok(None);
         }
@@ -349,7 +349,7 @@ impl VolumePlan<'_> {
                 slot.insert(NodeReader::new(
                     parts.store.clone(),
                     parts.keys.clone(),
-                    self.shared.index.clone(),
+                    self.shared.claims.index().clone(),
                 )?)
             }
         };

@@ -402,7 +402,7 @@ mod tests {
         after[1_000_000] ^= 1;
         let changed = 1_000_000..1_000_001;
         let read_bytes = check(ChunkerKind::Block, &before, &after, std::slice::from_ref(&changed));
-        assert!(read_bytes <= 2 * 64 << 10, "{read_bytes} bytes read for one that changed");
+        assert!(read_bytes <= 2 * (64 << 10), "{read_bytes} bytes read for one that changed");
         assert_eq!(check(ChunkerKind::Block, &before, &before, &[]), 0);
     }
 }

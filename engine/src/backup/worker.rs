@@ -260,7 +260,7 @@ struct ChunkSink {
 impl ChunkSink {
     fn chunk(&mut self, id: &ChunkId, bytes: &[u8], same_as_parent: bool, counts: &mut Counts) -> Result<()> {
         counts.chunks += 1;
-        if same_as_parent || !self.shared.index.reserve(id.as_bytes())? {
+        if same_as_parent || !self.shared.claims.reserve(id.as_bytes())? {
             counts.reused_bytes += bytes.len() as u64;
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! Which contents the repository holds, and where: immutable sorted segments, and what this run has claimed and stored since.
+//! Which contents the repository holds, and where: immutable sorted segments, and per run what it has claimed and stored since.
 
 mod pending;
 mod segment;
@@ -30,7 +30,6 @@ pub struct Index {
     keys: Arc<RepoKeys>,
     segments: RwLock<Vec<Arc<Segment>>>,
     pages: PageCache,
-    pending: Pending,
 }
 
 impl Index {
@@ -54,7 +53,6 @@ impl Index {
             keys,
             segments: RwLock::new(segments.into_iter().map(Arc::new).collect()),
             pages: PageCache::new(CACHED_PAGES),
-            pending: Pending::default(),
         })
     }
 
@@ -77,25 +75,10 @@ impl Index {
         })
     }
 
-    /// Claims `id` for the caller: true if it is in no segment and nobody in this run has claimed it. Of two threads that ask for the same id
-    /// one gets true, so no content is stored twice by a run.
-    pub fn reserve(&self, id: &[u8; 32]) -> Result<bool> {
-        if self.pending.contains(id) || self.find(id)?.is_some() {
-            return Ok(false);
-        }
-        Ok(self.pending.claim(id))
-    }
-
-    /// Tells that a pack is durable; its rows get into the next segment, which is written as soon as enough have come together.
-    pub fn add_durable(&self, pack: PackRef, rows: Vec<TocRow>) -> Result<()> {
-        if self.pending.add_durable(pack, rows) >= FLUSH_ROWS { self.flush() } else { Ok(()) }
-    }
-
-    /// Writes a segment with all rows of durable packs that are in none yet. After this, everything stored can be found by others.
-    pub fn flush(&self) -> Result<()> {
-        let Some((rows, packs)) = self.pending.take_durable() else { return Ok(()) };
+    /// Publishes a segment with these rows and answers from it from now on.
+    fn publish(&self, rows: &[NewRow], packs: &[PackRef]) -> Result<()> {
         let id = ObjectId::random()?;
-        let bytes = encode_segment(&self.keys, id, &rows, &packs, &[])?;
+        let bytes = encode_segment(&self.keys, id, rows, packs, &[])?;
         let object = ObjectKind::Index.key(&id.to_string());
         fail::fail_point!("index-before-put");
         if self.store.put_new(&object, Body::Bytes(&bytes))? == PutOutcome::Exists {
@@ -105,11 +88,7 @@ impl Index {
             ));
         }
         let segment = Segment::from_bytes(&self.keys, id, &bytes)?;
-        let mut segments = self.segments.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        segments.push(Arc::new(segment));
-        drop(segments);
-        // Only now: a claim must not be forgotten before the segment answers for it.
-        self.pending.forget(rows.iter().map(|row| &row.id));
+        self.segments.write().unwrap_or_else(|poisoned| poisoned.into_inner()).push(Arc::new(segment));
         Ok(())
     }
 
@@ -133,6 +112,48 @@ impl Index {
         packs.sort_by_key(|p| p.id);
         packs.dedup_by_key(|p| p.id);
         packs
+    }
+}
+
+/// What one backup claims and stores. It is the run's own: a claim of a run that fails must never let another run believe that a content is stored, so two runs of one
+/// process may store a content twice, and never refer to one that is not there.
+pub struct Claims {
+    index: Arc<Index>,
+    pending: Pending,
+}
+
+impl Claims {
+    /// No claims yet.
+    pub fn new(index: Arc<Index>) -> Self {
+        Self { index, pending: Pending::default() }
+    }
+
+    /// What is published.
+    pub fn index(&self) -> &Arc<Index> {
+        &self.index
+    }
+
+    /// Claims `id` for the caller: true if it is in no segment and nobody in this run has claimed it. Of two threads that ask for the same id
+    /// one gets true, so no content is stored twice by a run.
+    pub fn reserve(&self, id: &[u8; 32]) -> Result<bool> {
+        if self.pending.contains(id) || self.index.find(id)?.is_some() {
+            return Ok(false);
+        }
+        Ok(self.pending.claim(id))
+    }
+
+    /// Tells that a pack is durable; its rows get into the next segment, which is written as soon as enough have come together.
+    pub fn add_durable(&self, pack: PackRef, rows: Vec<TocRow>) -> Result<()> {
+        if self.pending.add_durable(pack, rows) >= FLUSH_ROWS { self.flush() } else { Ok(()) }
+    }
+
+    /// Writes a segment with all rows of durable packs that are in none yet. After this, everything stored can be found by others.
+    pub fn flush(&self) -> Result<()> {
+        let Some((rows, packs)) = self.pending.take_durable() else { return Ok(()) };
+        self.index.publish(&rows, &packs)?;
+        // Only now: a claim must not be forgotten before the segment answers for it.
+        self.pending.forget(rows.iter().map(|row| &row.id));
+        Ok(())
     }
 }
 
@@ -163,24 +184,27 @@ mod tests {
     #[test]
     fn claims_flushes_and_reopened_lookups_agree() {
         let (store, keys) = fixture();
-        let index = Index::load(store.clone(), keys.clone()).unwrap();
-        assert!(index.reserve(&id(1)).unwrap());
-        assert!(!index.reserve(&id(1)).unwrap(), "claimed");
+        let index = Arc::new(Index::load(store.clone(), keys.clone()).unwrap());
+        let (claims, other) = (Claims::new(index.clone()), Claims::new(index.clone()));
+        assert!(claims.reserve(&id(1)).unwrap());
+        assert!(!claims.reserve(&id(1)).unwrap(), "claimed");
+        assert!(other.reserve(&id(1)).unwrap(), "another run does not rely on it");
         assert!(index.find(&id(1)).unwrap().is_none(), "claimed is not yet stored");
         for n in 0..1000 {
-            index.reserve(&id(n)).unwrap();
+            claims.reserve(&id(n)).unwrap();
         }
-        index.add_durable(pack(1), rows(0..500)).unwrap();
-        index.add_durable(pack(2), rows(500..1000)).unwrap();
-        index.flush().unwrap();
-        index.flush().unwrap();
+        claims.add_durable(pack(1), rows(0..500)).unwrap();
+        claims.add_durable(pack(2), rows(500..1000)).unwrap();
+        claims.flush().unwrap();
+        claims.flush().unwrap();
         assert_eq!(index.segments().len(), 1, "an empty flush writes nothing");
         let again = Index::load(store, keys).unwrap();
+        let again = Arc::new(again);
         for index in [&index, &again] {
             for n in 0..1000 {
                 let at = index.find(&id(n)).unwrap().unwrap();
                 assert_eq!((at.offset, at.pack), (96 + n, pack(if n < 500 { 1 } else { 2 })));
-                assert!(!index.reserve(&id(n)).unwrap());
+                assert!(!Claims::new(index.clone()).reserve(&id(n)).unwrap());
             }
             assert!(index.find(&id(1000)).unwrap().is_none());
             let mut count = 0;
@@ -197,10 +221,10 @@ mod tests {
     #[test]
     fn of_racing_claims_one_wins() {
         let (store, keys) = fixture();
-        let index = Index::load(store, keys).unwrap();
+        let claims = Claims::new(Arc::new(Index::load(store, keys).unwrap()));
         let wins: usize = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| (0..2000).filter(|n| index.reserve(&id(*n)).unwrap()).count()))
+                .map(|_| scope.spawn(|| (0..2000).filter(|n| claims.reserve(&id(*n)).unwrap()).count()))
                 .collect();
             threads.into_iter().map(|t| t.join().unwrap()).sum()
         });

@@ -89,7 +89,7 @@ impl Pending {
                 raw_bytes: row.raw_bytes,
             }));
         }
-        rows.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        rows.sort_unstable_by_key(|row| row.id);
         rows.dedup_by(|a, b| a.id == b.id);
         (!rows.is_empty()).then_some((rows, packs))
     }

@@ -170,7 +170,7 @@ impl Segment {
                 ));
             }
         }
-        Ok(Arc::from(&*plain))
+        Ok(Arc::from(plain))
     }
 
     fn fetch_pages(&self, store: &dyn Store, first: usize, count: usize, stored: &mut Vec<u8>) -> Result<()> {
@@ -209,9 +209,12 @@ fn trailer_of(object: &str, id: ObjectId, end: &[u8], object_bytes: u64) -> Resu
     Trailer::decode(object, &end[start..], id.as_bytes(), object_bytes)
 }
 
+/// Pages by segment and number.
+type Pages = HashMap<(ObjectId, u32), Arc<[u8]>>;
+
 /// Decrypted pages of all segments, bounded; a full shard is emptied, which costs a page read per page and no bookkeeping per hit.
 pub struct PageCache {
-    shards: Vec<Mutex<HashMap<(ObjectId, u32), Arc<[u8]>>>>,
+    shards: Vec<Mutex<Pages>>,
     pages_per_shard: usize,
 }
 
