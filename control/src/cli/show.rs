@@ -59,10 +59,10 @@ fn text(point: &RecoveryPoint) -> String {
             units::size(counts.new_bytes),
             units::size(counts.stored_bytes),
             units::count(counts.chunks),
-            format!(
-                "{} ({}, {}-byte sectors)",
-                volume.source, volume.source_kind, volume.logical_block_bytes
-            ),
+            match volume.logical_block_bytes {
+                0 | 1 => format!("{} ({})", volume.source, volume.source_kind),
+                sector => format!("{} ({}, {sector}-byte sectors)", volume.source, volume.source_kind),
+            },
         ]);
     }
     format!("recovery point {}\n{}\n{}", point.id, facts.text(), volumes.text())

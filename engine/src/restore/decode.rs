@@ -67,7 +67,7 @@ impl Decoder {
         Ok(())
     }
 
-    fn window(&mut self, Fetched { mut window, frames, ranges }: Fetched) -> Result<()> {
+    fn window(&mut self, Fetched { mut window, frames, bytes }: Fetched) -> Result<()> {
         let mut by_slot: HashMap<usize, Vec<&Frame>> = HashMap::new();
         for frame in &frames {
             by_slot.entry(frame.slot).or_default().push(frame);
@@ -78,21 +78,17 @@ impl Decoder {
                 work.buf[..work.len].fill(0);
             }
             for frame in by_slot.remove(&slot).unwrap_or_default() {
-                let (start, bytes) = &ranges[frame.range];
-                self.chunk(frame, *start, bytes, &mut work)?;
+                self.chunk(frame, &bytes, &mut work)?;
             }
             self.send(work)?;
         }
-        for (_, bytes) in ranges {
-            self.spare.push(bytes);
-        }
+        self.spare.push(bytes);
         Ok(())
     }
 
-    fn chunk(&mut self, frame: &Frame, range_start: u64, bytes: &[u8], work: &mut SegmentWork) -> Result<()> {
+    fn chunk(&mut self, frame: &Frame, bytes: &[u8], work: &mut SegmentWork) -> Result<()> {
         let at = &frame.at;
-        let stored_start = (u64::from(at.offset) - range_start) as usize;
-        let stored = &bytes[stored_start..stored_start + at.stored_bytes as usize];
+        let stored = &bytes[frame.start..frame.start + at.stored_bytes as usize];
         let place = frame.offset as usize..frame.offset as usize + at.raw_bytes as usize;
         let raw = &mut work.buf[place];
         let checked = self.frames.read(&self.shared.keys, at, &frame.id, stored, raw).and_then(|()| {

@@ -17,7 +17,6 @@ use crate::manifest::merge_ranges;
 use crate::pack::Location;
 use crate::run::Progress;
 use crate::source::OpenFile;
-use crate::store::Span;
 
 /// Frames with at most this between them are fetched in one request: reading it costs less than another request.
 const GAP_BYTES_MAX: u64 = 64 << 10;
@@ -34,8 +33,8 @@ pub struct Frame {
     pub slot: usize,
     /// Offset in that segment.
     pub offset: u32,
-    /// Which fetched range holds it.
-    pub range: usize,
+    /// Where it begins in the fetched bytes.
+    pub start: usize,
 }
 
 /// A window with everything its segments need.
@@ -44,8 +43,8 @@ pub struct Fetched {
     pub window: Vec<SegmentWork>,
     /// Frames in the order of packs.
     pub frames: Vec<Frame>,
-    /// Stored bytes: offset in the pack of the first byte, and the bytes.
-    pub ranges: Vec<(u64, Vec<u8>)>,
+    /// Stored bytes of all of them.
+    pub bytes: Vec<u8>,
 }
 
 /// Buffers for stored bytes, used again and again.
@@ -98,12 +97,12 @@ impl Fetcher {
                         ),
                     ));
                 }
-                frames.push(Frame { at, id: *chunk.as_bytes(), slot, offset: *offset, range: 0 });
+                frames.push(Frame { at, id: *chunk.as_bytes(), slot, offset: *offset, start: 0 });
             }
         }
         frames.sort_unstable_by_key(|f| (f.at.pack.id, f.at.offset));
-        let ranges = self.get_ranges(&mut frames)?;
-        Ok(Fetched { window, frames, ranges })
+        let bytes = self.get_ranges(&mut frames)?;
+        Ok(Fetched { window, frames, bytes })
     }
 
     fn locate(&self, id: &[u8; 32], work: &SegmentWork, offset: u32) -> Result<Location> {
@@ -117,9 +116,11 @@ impl Fetcher {
         })
     }
 
-    fn get_ranges(&self, frames: &mut [Frame]) -> Result<Vec<(u64, Vec<u8>)>> {
-        let mut ranges = Vec::new();
+    /// Gets what the frames (in the order of packs) need into one buffer, and notes in each frame where it lies there.
+    fn get_ranges(&self, frames: &mut [Frame]) -> Result<Vec<u8>> {
+        let mut bytes = self.spare.pop().unwrap_or_default();
         let mut start = 0;
+        let mut filled = 0;
         while start < frames.len() {
             let first = frames[start].at;
             let mut end_byte = first.end();
@@ -132,27 +133,32 @@ impl Fetcher {
                 end_byte = end_byte.max(next.end());
                 end += 1;
             }
-            frames[start..end].iter_mut().for_each(|f| f.range = ranges.len());
-            ranges.push((u64::from(first.offset), self.get(&first, end_byte)?));
+            let len = (end_byte - u64::from(first.offset)) as usize;
+            if bytes.len() < filled + len {
+                bytes.resize(filled + len, 0);
+            }
+            self.get(&first, &mut bytes[filled..filled + len])?;
+            for frame in &mut frames[start..end] {
+                frame.start = filled + (frame.at.offset - first.offset) as usize;
+            }
+            filled += len;
             start = end;
         }
-        Ok(ranges)
+        Ok(bytes)
     }
 
-    fn get(&self, first: &Location, end_byte: u64) -> Result<Vec<u8>> {
-        let mut bytes = self.spare.pop().unwrap_or_default();
+    fn get(&self, first: &Location, out: &mut [u8]) -> Result<()> {
         let offset = u64::from(first.offset);
-        let len = (end_byte - offset) as usize;
         let key = first.pack_key();
-        match self.shared.store.get(&key, Span::At { offset, len }, &mut bytes)? {
+        match self.shared.store.get_into(&key, offset, out)? {
             None => Err(Error::Missing { object: key, needed_by: self.shared.volume_name.clone() }),
-            Some(_) if bytes.len() < len => {
-                Err(Error::damaged(key, format_args!("truncated at byte {}", offset + bytes.len() as u64)))
+            Some(count) if count < out.len() => {
+                Err(Error::damaged(key, format_args!("truncated at byte {}", offset + count as u64)))
             }
             Some(_) => {
-                Shared::add(&self.shared.counters.fetched, len as u64);
-                Progress::add(&self.shared.run.progress.read_bytes, len as u64);
-                Ok(bytes)
+                Shared::add(&self.shared.counters.fetched, out.len() as u64);
+                Progress::add(&self.shared.run.progress.read_bytes, out.len() as u64);
+                Ok(())
             }
         }
     }

@@ -29,11 +29,15 @@ impl DeviceSource {
     /// accepts that.
     pub fn open(path: &Path, force_live: bool) -> Result<Self> {
         let name = path.display().to_string();
-        let (file, direct) =
-            open_direct(fs::OpenOptions::new().read(true), path).map_err(Error::io("open", &name))?;
-        let rdev = file.metadata().map_err(Error::io("inspect", &name))?.rdev();
+        // Before it is opened: "it is mounted" helps more than what opening it may say.
+        let rdev = fs::metadata(path).map_err(Error::io("inspect", &name))?.rdev();
         if !force_live {
             refuse_live(path, &name, rdev)?;
+        }
+        let (file, direct) =
+            open_direct(fs::OpenOptions::new().read(true), path).map_err(Error::io("open", &name))?;
+        if file.metadata().map_err(Error::io("inspect", &name))?.rdev() != rdev {
+            return Err(Error::SourceRefused { source_name: name, why: "the path was replaced meanwhile".into() });
         }
         let size_bytes = seek(&file, SeekFrom::End(0)).map_err(|e| Error::io("size", &name)(e.into()))?;
         check_size(&name, size_bytes)?;

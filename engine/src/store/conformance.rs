@@ -47,6 +47,14 @@ fn spans(store: &dyn Store) {
     assert_eq!(at(250, 100), (256, (250..=255).collect()), "short at the end");
     assert_eq!(at(256, 1), (256, vec![]));
     assert_eq!(at(1 << 40, 1), (256, vec![]));
+    let into = |key: &str, offset, len| {
+        let mut out = vec![7; len];
+        store.get_into(key, offset, &mut out).unwrap().map(|count| out[..count].to_vec())
+    };
+    assert_eq!(into("index/span", 10, 2), Some(vec![10, 11]));
+    assert_eq!(into("index/span", 254, 9), Some(vec![254, 255]), "short at the end");
+    assert_eq!(into("index/span", 999, 9), Some(vec![]));
+    assert_eq!(into("index/none", 0, 9), None);
     assert_eq!(get(store, "index/span", Span::Last(2)), Some((256, vec![254, 255])));
     assert_eq!(get(store, "index/span", Span::Last(1000)), Some((256, bytes)));
 }

@@ -143,14 +143,26 @@ impl Store for LocalStore {
         }
     }
 
+    fn get_into(&self, key: &str, offset: u64, out: &mut [u8]) -> Result<Option<usize>> {
+        let path = self.path(key);
+        let Some(file) = open_object(&path)? else { return Ok(None) };
+        let mut filled = 0;
+        while filled < out.len() {
+            let at = offset + filled as u64;
+            match file.read_at(&mut out[filled..], at) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io("read", format_args!("{} at byte {at}", path.display()))(e)),
+            }
+        }
+        Ok(Some(filled))
+    }
+
     fn get(&self, key: &str, span: Span, out: &mut Vec<u8>) -> Result<Option<u64>> {
         out.clear();
         let path = self.path(key);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io("open", path.display())(e)),
-        };
+        let Some(file) = open_object(&path)? else { return Ok(None) };
         let object_bytes = file.metadata().map_err(Error::io("read", path.display()))?.len();
         let (offset, len) = match span {
             Span::All => (0, object_bytes),
@@ -201,6 +213,14 @@ impl Store for LocalStore {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(Error::io("delete", path.display())(e)),
         }
+    }
+}
+
+fn open_object(path: &Path) -> Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("open", path.display())(e)),
     }
 }
 

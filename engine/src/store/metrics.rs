@@ -59,6 +59,11 @@ impl<S: Store> Store for Counted<S> {
         self.inner.get(key, span, out)
     }
 
+    fn get_into(&self, key: &str, offset: u64, out: &mut [u8]) -> Result<Option<usize>> {
+        self.get.fetch_add(1, Ordering::Relaxed);
+        self.inner.get_into(key, offset, out)
+    }
+
     fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64)) -> Result<()> {
         self.list.fetch_add(1, Ordering::Relaxed);
         self.inner.list(prefix, each)

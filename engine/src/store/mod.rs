@@ -78,6 +78,15 @@ pub trait Store: Send + Sync {
     /// Replaces the contents of `out` by a part of the object. Returns the length of the whole object, or `None` if there is none.
     fn get(&self, key: &str, span: Span, out: &mut Vec<u8>) -> Result<Option<u64>>;
 
+    /// Fills `out` from `offset` on and returns how many bytes there were: fewer than asked for where the object ends. `None` if there is no such object.
+    /// For callers that put many ranges into one buffer.
+    fn get_into(&self, key: &str, offset: u64, out: &mut [u8]) -> Result<Option<usize>> {
+        let mut bytes = Vec::new();
+        let found = self.get(key, Span::At { offset, len: out.len() }, &mut bytes)?;
+        out[..bytes.len()].copy_from_slice(&bytes);
+        Ok(found.map(|_| bytes.len()))
+    }
+
     /// Calls `each(key, bytes)` for every object whose key begins with `prefix`, in no particular order.
     fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64)) -> Result<()>;
 
