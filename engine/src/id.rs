@@ -72,6 +72,11 @@ impl ObjectId {
     pub fn random() -> Result<Self> {
         Ok(Self(random_bytes()?))
     }
+
+    /// A fresh id that sorts by time, for index segments: the newest is asked first.
+    pub fn at(unix_ms: u64) -> Result<Self> {
+        Ok(Self(*PointId::at(unix_ms)?.as_bytes()))
+    }
 }
 
 impl PointId {

@@ -179,6 +179,13 @@ impl Repository {
         Ok(slot.insert(index).clone())
     }
 
+    /// The index as it is now, whatever was opened before: what a backup begins with.
+    pub fn fresh_index(&self) -> Result<Arc<Index>> {
+        let index = Arc::new(Index::load(self.store.clone(), self.keys.clone())?);
+        *self.index.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(index.clone());
+        Ok(index)
+    }
+
     /// A reader of the manifest tree under `root`.
     pub fn tree(&self, size_bytes: u64, root: Root) -> Result<TreeReader> {
         let nodes = NodeReader::new(self.store.clone(), self.keys.clone(), self.index()?)?;

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use penstock_engine::Run;
 use penstock_engine::crypto::wrap::AccessKey;
 use penstock_engine::repo::Repository;
 use penstock_engine::store::{self, Requests, Store};
+use penstock_engine::{Error, Run};
 
 use super::access::{self, Purpose};
 use super::args::Globals;
@@ -42,6 +42,16 @@ impl Session {
         let store = self.store()?;
         let access = match Repository::needs_key(&*store)? {
             true => access::access_key(&self.globals, &self.interrupt, Purpose::Open)?,
+            // Whoever gives a key expects an encrypted repository: this one may have been put in its place.
+            false if access::is_given(&self.globals) => {
+                return Err(Error::WrongKey {
+                    location: store.location().to_owned(),
+                    why: "a key was given, but it is not encrypted. If that is meant, give none \
+                          (unset PENSTOCK_PASSWORD, PENSTOCK_PASSWORD_FILE)"
+                        .into(),
+                }
+                .into());
+            }
             false => AccessKey::None,
         };
         Ok(Repository::open(store, &access)?)

@@ -19,7 +19,7 @@ use crate::pack::{FinishedPack, PackBuilder};
 
 /// A metadata pack is closed when it is as old as a quarter of the run, within these bounds: so a killed backup finds the leaves of most segments it
 /// finished, and a long one still makes few packs.
-const META_PACK_AGE_MIN: Duration = Duration::from_millis(200);
+const META_PACK_AGE_MIN: Duration = Duration::from_millis(100);
 const META_PACK_AGE_MAX: Duration = Duration::from_secs(10);
 
 /// What the pipeline leaves behind.

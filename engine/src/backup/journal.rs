@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -213,10 +214,17 @@ impl Drop for Journal {
 
 fn lock_file(dir: &Path, path: &Path) -> std::io::Result<File> {
     fs::create_dir_all(dir)?;
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| std::io::Error::other("another process is backing up the same name"))?;
-    Ok(file)
+    loop {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| std::io::Error::other("another process is backing up the same name"))?;
+        // A run that ended between the two calls has removed the name: then this is a lock on nothing.
+        let same =
+            fs::metadata(path).is_ok_and(|named| file.metadata().is_ok_and(|held| held.ino() == named.ino()));
+        if same {
+            return Ok(file);
+        }
+    }
 }
 
 fn decode(record: &[u8], contents: &mut Contents) {

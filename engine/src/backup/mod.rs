@@ -233,7 +233,7 @@ const PACKS_IN_FLIGHT: usize = 2;
 /// Backs the volumes up as one recovery point.
 pub fn run(
     repo: &Repository,
-    volumes: Vec<VolumeSource>,
+    mut volumes: Vec<VolumeSource>,
     options: &BackupOptions,
     run: &Arc<Run>,
 ) -> Result<BackupReport> {
@@ -242,9 +242,19 @@ pub fn run(
     check(&volumes, options)?;
     let (engine, io_engine_why) = io::choose(options.io_engine)?;
     repo.store().set_io_engine(engine);
-    let claims = Arc::new(Claims::new(repo.index()?));
+    // The parent before the index: what a point refers to is in every index loaded after it was listed.
     let parent = find_parent(repo, &volumes, options)?;
+    let claims = Arc::new(Claims::new(repo.fresh_index()?));
     let mut notes = Vec::new();
+    let lost_packs = if repo.store().lists_cheaply() { claims.index().exclude_lost_packs()? } else { 0 };
+    if lost_packs > 0 {
+        // Neither the parent's chunks nor its manifests can be taken on trust: everything is read, and what is lost is stored again.
+        notes.push(format!(
+            "{lost_packs} packs of the repository are missing or cut short: everything is read, and what they held is stored again \
+             where the source still has it. `penstock verify` says which recovery points are hurt"
+        ));
+        volumes.iter_mut().for_each(|volume| volume.changed_extents = None);
+    }
     let journal = journal::Journal::open(repo, &volumes, options)?;
     let (journal, finished) = adopt::take_over(repo, &claims, journal, options.resume, &mut notes)?;
     let total: u64 = volumes.iter().filter_map(|v| v.source.size_bytes()).sum();
@@ -252,7 +262,8 @@ pub fn run(
 
     let shared = Arc::new(share(repo, claims.clone(), options, run)?);
     let described: Vec<DescribedVolume> = volumes.iter().map(DescribedVolume::of).collect();
-    let planned = plan::Input { volumes, parent: parent.clone(), finished };
+    let compared = parent.clone().filter(|_| lost_packs == 0);
+    let planned = plan::Input { volumes, parent: compared, finished };
     let committed = pipeline(repo, &shared, engine, planned, journal, &described, options);
     let committed = match run.outcome().and(committed) {
         Ok(committed) => committed,

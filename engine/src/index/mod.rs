@@ -4,7 +4,8 @@ mod pending;
 mod segment;
 mod writer;
 
-use std::sync::{Arc, RwLock};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, OnceLock, RwLock};
 
 pub use pending::Pending;
 pub use segment::{PageCache, Segment};
@@ -30,6 +31,8 @@ pub struct Index {
     keys: Arc<RepoKeys>,
     segments: RwLock<Vec<Arc<Segment>>>,
     pages: PageCache,
+    /// Packs that are known to be gone or cut short: what is in them counts as absent.
+    excluded: OnceLock<HashSet<ObjectId>>,
 }
 
 impl Index {
@@ -37,6 +40,7 @@ impl Index {
     pub fn load(store: Arc<dyn Store>, keys: Arc<RepoKeys>) -> Result<Self> {
         let mut names = Vec::new();
         store.list(ObjectKind::Index.prefix(), &mut |key, bytes| names.push((key.to_owned(), bytes)))?;
+        names.sort(); // by time: see `find`
         let mut segments = Vec::with_capacity(names.len());
         for (object, object_bytes) in names {
             let id = object
@@ -53,14 +57,17 @@ impl Index {
             keys,
             segments: RwLock::new(segments.into_iter().map(Arc::new).collect()),
             pages: PageCache::new(CACHED_PAGES),
+            excluded: OnceLock::new(),
         })
     }
 
     /// Where `id` is, if a published index segment says so.
     pub fn find(&self, id: &[u8; 32]) -> Result<Option<Location>> {
-        // Newest first: neighbours in time are neighbours in content.
+        // Newest first: neighbours in time are neighbours in content, and what was stored again because a pack was lost is found where it is.
         for segment in self.segments().iter().rev() {
-            if let Some(location) = segment.find(self.store.as_ref(), &self.pages, id)? {
+            if let Some(location) = segment.find(self.store.as_ref(), &self.pages, id)?
+                && self.excluded.get().is_none_or(|excluded| !excluded.contains(&location.pack.id))
+            {
                 return Ok(Some(location));
             }
         }
@@ -75,9 +82,29 @@ impl Index {
         })
     }
 
+    /// Finds out which packs are gone or shorter than they should be, and treats what is in them as absent from now on, so that a backup stores it again. Asks the store for
+    /// one listing per kind: for stores where that costs next to nothing.
+    pub fn exclude_lost_packs(&self) -> Result<usize> {
+        let mut there = HashMap::new();
+        for kind in [ObjectKind::Data, ObjectKind::Meta] {
+            self.store.list(kind.prefix(), &mut |key, bytes| {
+                let name = key.rsplit('/').next().unwrap_or(key);
+                there.extend(ObjectId::from_hex(name).map(|id| (id, bytes)));
+            })?;
+        }
+        let whole = |pack: &PackRef| there.get(&pack.id).is_some_and(|bytes| *bytes >= u64::from(pack.bytes));
+        let lost: HashSet<ObjectId> =
+            self.packs().into_iter().filter(|pack| !whole(pack)).map(|pack| pack.id).collect();
+        let count = lost.len();
+        if count > 0 {
+            let _ = self.excluded.set(lost);
+        }
+        Ok(count)
+    }
+
     /// Publishes a segment with these rows and answers from it from now on.
     fn publish(&self, rows: &[NewRow], packs: &[PackRef]) -> Result<()> {
-        let id = ObjectId::random()?;
+        let id = ObjectId::at(unix_ms_now())?;
         let bytes = encode_segment(&self.keys, id, rows, packs, &[])?;
         let object = ObjectKind::Index.key(&id.to_string());
         fail::fail_point!("index-before-put");
@@ -113,6 +140,12 @@ impl Index {
         packs.dedup_by_key(|p| p.id);
         packs
     }
+}
+
+fn unix_ms_now() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
 }
 
 /// What one backup claims and stores. It is the run's own: a claim of a run that fails must never let another run believe that a content is stored, so two runs of one

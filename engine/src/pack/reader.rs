@@ -86,7 +86,7 @@ pub fn read_contents(
 ) -> Result<(PackRef, Vec<TocRow>)> {
     let object = kind.key(&id.to_string());
     let mut bytes = Vec::new();
-    let missing = || Error::Missing { object: object.clone(), needed_by: "the reader".into() };
+    let missing = || Error::Missing { object: object.clone(), needed_by: "the index".into() };
     store.get(&object, Span::At { offset: 0, len: HEADER_BYTES }, &mut bytes)?.ok_or_else(missing)?;
     let header = Header::decode(&object, &bytes, kind, id.as_bytes())?;
     let key = keys.open_object(&object, &header)?;

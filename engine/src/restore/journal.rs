@@ -19,7 +19,7 @@ use crate::target::Target;
 
 const RECORD_BYTES: usize = 12;
 /// The target is synced and the journal written each time the restore is a quarter older, within these bounds: what a killed restore does again.
-const SYNC_EVERY_MIN: Duration = Duration::from_millis(200);
+const SYNC_EVERY_MIN: Duration = Duration::from_millis(100);
 const SYNC_EVERY_MAX: Duration = Duration::from_secs(5);
 
 /// What is restored; a journal is continued only by a restore of the very same.

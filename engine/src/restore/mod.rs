@@ -23,6 +23,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam::channel::Receiver;
+use rustix::fs::{FlockOperation, flock};
 
 use crate::chunker::{ChunkKeys, ChunkParams, ChunkerKind};
 use crate::crypto::RepoKeys;
@@ -284,6 +285,12 @@ impl OpenedTarget {
         let target = target::open(path, target_options).inspect_err(|_| {
             if !existed && !path.exists() {
                 let _ = std::fs::remove_file(&place);
+            }
+        })?;
+        flock(&target.file().file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+            Error::TargetRefused {
+                target: path.display().to_string(),
+                why: "another restore is writing it".into(),
             }
         })?;
         let fresh = earlier.as_ref().map_or(target.is_fresh(), |e| e.fresh || target.is_fresh());

@@ -37,7 +37,10 @@ impl DeviceSource {
         let (file, direct) =
             open_direct(fs::OpenOptions::new().read(true), path).map_err(Error::io("open", &name))?;
         if file.metadata().map_err(Error::io("inspect", &name))?.rdev() != rdev {
-            return Err(Error::SourceRefused { source_name: name, why: "the path was replaced meanwhile".into() });
+            return Err(Error::SourceRefused {
+                source_name: name,
+                why: "the path was replaced meanwhile".into(),
+            });
         }
         let size_bytes = seek(&file, SeekFrom::End(0)).map_err(|e| Error::io("size", &name)(e.into()))?;
         check_size(&name, size_bytes)?;

@@ -108,6 +108,10 @@ impl Store for LocalStore {
         &self.location
     }
 
+    fn lists_cheaply(&self) -> bool {
+        true
+    }
+
     fn set_io_engine(&self, engine: IoEngine) {
         let mut slot = self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if slot.as_ref().is_none_or(|(current, _)| *current != engine) {

@@ -74,6 +74,10 @@ impl<S: Store> Store for Counted<S> {
         self.inner.delete(key)
     }
 
+    fn lists_cheaply(&self) -> bool {
+        self.inner.lists_cheaply()
+    }
+
     fn set_io_engine(&self, engine: IoEngine) {
         self.inner.set_io_engine(engine);
     }

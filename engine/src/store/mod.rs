@@ -93,6 +93,11 @@ pub trait Store: Send + Sync {
     /// Removes an object; that it is gone already is no error.
     fn delete(&self, key: &str) -> Result<()>;
 
+    /// True if listing costs next to nothing, as in a directory; object stores bill and delay it.
+    fn lists_cheaply(&self) -> bool {
+        false
+    }
+
     /// How large objects are written from now on, where the store has a choice.
     fn set_io_engine(&self, _engine: IoEngine) {}
 

@@ -107,7 +107,13 @@ impl Checker<'_> {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let Some(pack) = packs.get(number) else { break };
             let checked = self.pack(pack).and_then(|rows| {
-                if read[number] { self.frames(pack, &rows, &mut frames, &mut chunker) } else { Ok(()) }
+                if !read[number] {
+                    return Ok(());
+                }
+                // Header and table of contents were read before.
+                let framed: u64 = rows.iter().map(|row| u64::from(row.stored_bytes)).sum();
+                Progress::add(&self.run.progress.done_bytes, u64::from(pack.bytes).saturating_sub(framed));
+                self.frames(pack, &rows, &mut frames, &mut chunker)
             });
             if let Err(error) = checked {
                 self.problems.note(error)?;
