@@ -146,9 +146,14 @@ impl VolumePlan<'_> {
         Progress::add(if zero { &progress.zero_bytes } else { &progress.reused_bytes }, bytes);
     }
 
-    fn resumed(&mut self, len: usize, node: NodeRef) {
-        self.shared.resumed_bytes.fetch_add(len as u64, Ordering::Relaxed);
-        self.done_without_read(len as u64, node.is_none());
+    /// True if a killed run finished the segment: then its leaf is put into `slot`, and nothing is read.
+    fn taken_over(&mut self, shape: Shape, segment: SegmentNo, slot: &mut NodeRef) -> Result<bool> {
+        let Some(node) = self.finished_before(shape, segment)? else { return Ok(false) };
+        let len = segment.len_in(shape.size_bytes) as u64;
+        self.shared.resumed_bytes.fetch_add(len, Ordering::Relaxed);
+        self.done_without_read(len, node.is_none());
+        *slot = node;
+        Ok(true)
     }
 
     fn send_group(&self, group: u64, plan: GroupPlan) {
@@ -176,9 +181,7 @@ impl VolumePlan<'_> {
         for number in segments.clone() {
             let segment = SegmentNo(number);
             let len = segment.len_in(shape.size_bytes);
-            if let Some(node) = self.finished_before(shape, segment)? {
-                defaults[(number - segments.start) as usize] = node;
-                self.resumed(len, node);
+            if self.taken_over(shape, segment, &mut defaults[(number - segments.start) as usize])? {
                 continue;
             }
             let ranges = data.within(segment.offset_bytes(), len)?;
@@ -227,9 +230,7 @@ impl VolumePlan<'_> {
             let segment = SegmentNo(number);
             let len = segment.len_in(shape.size_bytes);
             let slot = (number - segments.start) as usize;
-            if let Some(node) = self.finished_before(shape, segment)? {
-                defaults[slot] = node;
-                self.resumed(len, node);
+            if self.taken_over(shape, segment, &mut defaults[slot])? {
                 continue;
             }
             let offset = segment.offset_bytes();
