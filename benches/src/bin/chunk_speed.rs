@@ -15,7 +15,7 @@ const ROUNDS: usize = 7;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
-    let path = args.next().unwrap_or("/work/bench/images/day1.img".into());
+    let path = args.next().ok_or("usage: chunk_speed FILE [MIB]")?;
     let mib: usize = args.next().map_or(Ok(256), |text| text.parse())?;
     let offset: u64 = args.next().map_or(Ok(1200), |text| text.parse())?;
     let mut data = vec![1; mib << 20];

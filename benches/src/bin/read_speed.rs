@@ -9,11 +9,11 @@ use penstock_engine::Result;
 use penstock_engine::io::{BufPool, IoEngineChoice, ReadJob, choose, spawn_readers};
 use penstock_engine::source::{self, OpenOptions};
 
-fn main() -> Result<()> {
+fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
     let number =
         |index: usize, default: usize| args.get(index).and_then(|text| text.parse().ok()).unwrap_or(default);
-    let path = args.get(1).map_or("/work/bench/images/day1.img", String::as_str);
+    let path = args.get(1).map(String::as_str).ok_or("usage: read_speed FILE")?;
     let (engine, why) = choose(args.get(2).map_or("auto", String::as_str).parse::<IoEngineChoice>()?)?;
     let (threads, depth, segment) = (number(3, 1), number(4, 8), number(5, 4) << 20);
     let source = source::open(Path::new(path), OpenOptions { force_live: true })?;

@@ -98,7 +98,6 @@ impl<'a> Committer<'a> {
                 journal.pack(kind, id);
             }
         }
-        journal.write();
         Ok(Committed { volumes: volumes?, journal })
     }
 

@@ -8,7 +8,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -25,8 +24,6 @@ const CHECKED_BYTES: usize = 44;
 const PACK: u8 = b'P';
 const SEGMENT: u8 = b'S';
 const VERSION: u32 = 1;
-/// Records are handed to the kernel at least this often; there they survive everything but a power cut.
-const WRITE_EVERY: Duration = Duration::from_millis(200);
 
 /// What a backup is of: a journal is continued only by a backup of the very same.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -82,8 +79,6 @@ pub struct Journal {
     subject: Subject,
     /// `None` if there is no journal: another process backs up the same name, or the directory cannot be written.
     file: Option<File>,
-    waiting: Vec<u8>,
-    written_at: Instant,
     /// Why there is none.
     pub why_none: Option<String>,
 }
@@ -105,7 +100,7 @@ impl Journal {
                 )),
             ),
         };
-        Ok(Self { path, subject, file, waiting: Vec::new(), written_at: Instant::now(), why_none })
+        Ok(Self { path, subject, file, why_none })
     }
 
     /// What an earlier run left.
@@ -169,28 +164,17 @@ impl Journal {
         }
     }
 
+    /// Hands a record to the kernel, where it survives everything but a power cut.
     fn append(&mut self, kind: u8, has: u8, volume: u16, segment: u64, id: &[u8; 32]) {
-        if self.file.is_none() {
-            return;
-        }
-        let start = self.waiting.len();
-        self.waiting.extend_from_slice(&[kind, has]);
-        self.waiting.extend_from_slice(&volume.to_le_bytes());
-        self.waiting.extend_from_slice(&segment.to_le_bytes());
-        self.waiting.extend_from_slice(id);
-        let check = blake3::hash(&self.waiting[start..]);
-        self.waiting.extend_from_slice(&check.as_bytes()[..4]);
-        if self.written_at.elapsed() > WRITE_EVERY {
-            self.write();
-        }
-    }
-
-    /// Hands what waits to the kernel.
-    pub fn write(&mut self) {
-        self.written_at = Instant::now();
-        let waiting = std::mem::take(&mut self.waiting);
+        let mut record = [0u8; RECORD_BYTES];
+        record[..2].copy_from_slice(&[kind, has]);
+        record[2..4].copy_from_slice(&volume.to_le_bytes());
+        record[4..12].copy_from_slice(&segment.to_le_bytes());
+        record[12..CHECKED_BYTES].copy_from_slice(id);
+        let check = blake3::hash(&record[..CHECKED_BYTES]);
+        record[CHECKED_BYTES..].copy_from_slice(&check.as_bytes()[..RECORD_BYTES - CHECKED_BYTES]);
         self.attempt(|journal| match &mut journal.file {
-            Some(file) => file.write_all(&waiting),
+            Some(file) => file.write_all(&record),
             None => Ok(()),
         });
     }
@@ -200,14 +184,6 @@ impl Journal {
         if let Err(error) = action(self) {
             tracing::warn!(path = %self.path.display(), "the journal cannot be written: {error}");
             self.file = None;
-        }
-    }
-}
-
-impl Drop for Journal {
-    fn drop(&mut self) {
-        if !self.waiting.is_empty() {
-            self.write();
         }
     }
 }

@@ -39,7 +39,7 @@ const NAME: &str = "demo";
 
 const EXAMPLES: &str = "\
 Examples:
-  penstock demo                        about a minute, about 4 GiB in /var/tmp
+  penstock demo                        about a minute, about 2.5 GiB in /var/tmp
   penstock demo --size 128MiB          a small one
   penstock demo --dir /mnt/fast --keep keep the repository and look around in it
   penstock demo --json | jq .identical";
@@ -52,7 +52,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// How much of this machine's files to use; about three times as much space is needed
-    #[arg(long, value_name = "SIZE", default_value = "1.25GiB", value_parser = units::parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "768MiB", value_parser = units::parse_size)]
     size: u64,
 
     /// Where to work [default: $TMPDIR, or /var/tmp]
