@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::Receiver;
 use rustix::fs::{FlockOperation, flock};
@@ -166,6 +166,8 @@ const SEGMENTS_IN_FLIGHT: usize = 12;
 const WINDOW_SEGMENTS: usize = 2;
 /// Threads that fetch from a local store.
 const FETCHERS: usize = 3;
+/// How long a lock on the target is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// Writes in flight.
 const WRITE_DEPTH: usize = 4;
 
@@ -287,12 +289,7 @@ impl OpenedTarget {
                 let _ = std::fs::remove_file(&place);
             }
         })?;
-        flock(&target.file().file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-            Error::TargetRefused {
-                target: path.display().to_string(),
-                why: "another restore is writing it".into(),
-            }
-        })?;
+        lock(&target, path)?;
         let fresh = earlier.as_ref().map_or(target.is_fresh(), |e| e.fresh || target.is_fresh());
         let journal = match &earlier {
             Some(earlier) => journal::Journal::resume(&place, earlier)?,
@@ -300,6 +297,19 @@ impl OpenedTarget {
         };
         Ok(Self { target, journal, done: earlier.map(|e| e.done).unwrap_or_default(), fresh })
     }
+}
+
+/// Locks the target against another restore. A restore that was killed holds its lock until the kernel has wound up its io_uring, so there is some patience.
+fn lock(target: &Target, path: &std::path::Path) -> Result<()> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    while flock(&target.file().file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() > deadline {
+            let why = "another restore is writing it".into();
+            return Err(Error::TargetRefused { target: path.display().to_string(), why });
+        }
+        std::thread::sleep(LOCK_PATIENCE / 100);
+    }
+    Ok(())
 }
 
 /// Runs all stages with writers on a device or file.
