@@ -175,7 +175,7 @@ impl KeySlot {
         }
         if let Kdf::Argon2id { memory_kib, iterations, parallelism, salt } = &slot.kdf
             && (*memory_kib > 4 << 20
-                || *memory_kib < 8 * parallelism
+                || *memory_kib < parallelism.saturating_mul(8)
                 || !(1..=1000).contains(iterations)
                 || !(1..=255).contains(parallelism)
                 || hex::decode(salt).map_or(true, |s| !(8..=64).contains(&s.len())))
@@ -239,6 +239,14 @@ mod tests {
         assert!(check(slot(65_536, 3)).is_ok());
         assert!(check(slot(u32::MAX, 3)).is_err());
         assert!(check(slot(65_536, u32::MAX)).is_err());
+        let mut lanes = slot(65_536, 3);
+        lanes.kdf = Kdf::Argon2id {
+            memory_kib: 65_536,
+            iterations: 3,
+            parallelism: (1 << 29) + 1,
+            salt: "00".repeat(16),
+        };
+        assert!(check(lanes).unwrap_err().is_damage(), "lanes times eight do not fit 32 bits");
         assert!(KeySlot::from_json("k", &serde_json::to_vec(&slot(65_536, 3)).unwrap(), "b").is_err());
     }
 }

@@ -258,6 +258,8 @@ fn decode_filter(reader: &mut Reader<'_, '_>, bytes: usize) -> Result<BinaryFuse
     let total = u64::from(descriptor.segment_count_length) + 2 * length;
     if !descriptor.segment_length.is_power_of_two()
         || u64::from(descriptor.segment_length_mask) != length - 1
+        // Lookups touch three segments in a row, so a filter without one to begin in has no room for them.
+        || descriptor.segment_count_length == 0
         || !u64::from(descriptor.segment_count_length).is_multiple_of(length)
         || total != fingerprints.len() as u64
     {
@@ -353,6 +355,21 @@ mod tests {
         for (position, row) in rows.iter().enumerate() {
             assert!(tail.pages_for(&row.id).contains(&(position / PAGE_ROWS)));
         }
+    }
+
+    #[test]
+    fn a_filter_of_two_segments_is_refused() {
+        let mut bytes = 1u64.to_le_bytes().to_vec();
+        for n in [1u32, 0, 0, DESCRIPTOR_BYTES as u32 + 2] {
+            bytes.extend_from_slice(&n.to_le_bytes());
+        }
+        bytes.extend_from_slice(&[0; 16]);
+        for n in [1u32, 0, 0] {
+            bytes.extend_from_slice(&n.to_le_bytes());
+        }
+        bytes.extend_from_slice(&[7; 2]);
+        let error = Tail::decode("x", &bytes, 1).unwrap_err();
+        assert!(error.to_string().contains("do not fit together"), "{error}");
     }
 
     proptest! {

@@ -9,7 +9,7 @@ use crate::limits::IO_ALIGN;
 
 /// Bytes in a huge page. Buffers at least this large are aligned to it and ask the kernel for huge pages: a 4 MiB
 /// read then pins 2 pages instead of 1024, and goes to the device in fewer pieces. Measured with O_DIRECT on a
-/// virtio disk, 4 MiB reads: 1900–2600 MiB/s, against 1300–1800 MiB/s into small pages (`examples/read_speed.rs`).
+/// virtio disk, 4 MiB reads: 1900–2600 MiB/s, against 1300–1800 MiB/s into small pages (`benches/src/bin/read_speed.rs`).
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// A fixed-size, zero-initialised heap buffer whose address and length are multiples of [`IO_ALIGN`].
