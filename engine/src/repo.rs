@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use crate::chunker::{ChunkParams, ChunkerKind};
 use crate::crypto::RepoKeys;
 use crate::crypto::keys::{MasterKey, random_master_key};
 use crate::crypto::wrap::{AccessKey, unwrap, wrap};
@@ -147,6 +148,13 @@ impl Repository {
     /// Shared parameters.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// How its data is cut into chunks.
+    pub fn chunk_params(&self) -> Result<ChunkParams> {
+        let kind = ChunkerKind::from_name(&self.config.chunker)
+            .ok_or_else(|| Error::Invalid { what: format!("unknown chunker {:?}", self.config.chunker) })?;
+        ChunkParams::new(kind, self.config.chunk_bytes)
     }
 
     /// Where it is, for people.

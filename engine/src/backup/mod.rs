@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::chunker::{ChunkKeys, ChunkParams, ChunkerKind};
+use crate::chunker::{ChunkKeys, ChunkParams};
 use crate::error::{Error, Result};
 use crate::format::config::Compression;
 use crate::format::header::ObjectKind;
@@ -375,9 +375,7 @@ fn find_parent(
 
 fn share(repo: &Repository, claims: Arc<Claims>, options: &BackupOptions, run: &Arc<Run>) -> Result<Shared> {
     let config = repo.config();
-    let kind = ChunkerKind::from_name(&config.chunker)
-        .ok_or_else(|| Error::Invalid { what: format!("unknown chunker {:?}", config.chunker) })?;
-    let chunk_params = ChunkParams::new(kind, config.chunk_bytes)?;
+    let chunk_params = repo.chunk_params()?;
     let pack_bytes = config.pack_bytes as usize;
     let pack_buffer = pack_buffer_bytes(pack_bytes, chunk_params.max_bytes() as usize);
     Ok(Shared {

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::Receiver;
 use rustix::fs::{FlockOperation, flock};
 
-use crate::chunker::{ChunkKeys, ChunkParams, ChunkerKind};
+use crate::chunker::{ChunkKeys, ChunkParams};
 use crate::crypto::RepoKeys;
 use crate::error::{Error, Result};
 use crate::format::node::{Leaf, Piece};
@@ -186,14 +186,12 @@ pub fn run(
     run.progress.total_bytes.store(volume.size_bytes, Ordering::Relaxed);
     let index = repo.index()?;
     let shared = |target: Option<Target>| -> Result<Arc<Shared>> {
-        let kind = ChunkerKind::from_name(&repo.config().chunker)
-            .ok_or_else(|| Error::Invalid { what: format!("unknown chunker {:?}", repo.config().chunker) })?;
         Ok(Arc::new(Shared {
             run: run.clone(),
             store: repo.store().clone(),
             keys: repo.keys().clone(),
             index: index.clone(),
-            chunk_params: ChunkParams::new(kind, repo.config().chunk_bytes)?,
+            chunk_params: repo.chunk_params()?,
             counters: Counters::default(),
             target,
             volume_bytes: volume.size_bytes,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::{Problems, VerifyOptions, VerifyReport};
-use crate::chunker::{ChunkKeys, ChunkParams, Chunker, ChunkerKind};
+use crate::chunker::{ChunkKeys, ChunkParams, Chunker};
 use crate::error::{Error, Result};
 use crate::format::header::ObjectKind;
 use crate::format::index_segment::PackRef;
@@ -65,15 +65,13 @@ pub fn check(
         let total = packs.iter().zip(&read).filter(|(_, read)| **read).map(|(p, _)| u64::from(p.bytes)).sum();
         run.progress.total_bytes.store(total, Ordering::Relaxed);
     }
-    let kind = ChunkerKind::from_name(&repo.config().chunker)
-        .ok_or_else(|| Error::Invalid { what: format!("unknown chunker {:?}", repo.config().chunker) })?;
     let checker = Checker {
         repo,
         run,
         problems,
         state: Mutex::default(),
         read_bytes: AtomicU64::new(0),
-        chunk_params: ChunkParams::new(kind, repo.config().chunk_bytes)?,
+        chunk_params: repo.chunk_params()?,
     };
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
