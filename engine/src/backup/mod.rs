@@ -227,6 +227,8 @@ struct RepoParts {
 const META_PACK_BYTES: usize = 4 << 20;
 /// Segments read ahead beyond those that workers hold.
 const READ_AHEAD_SEGMENTS: usize = 8;
+/// Jobs planned ahead of the readers: what the planner waits for now and then (maps of extents, nodes of the parent) must not make the disk wait too.
+const JOBS_AHEAD: usize = 256;
 /// Pack buffers beyond one per worker: what the store writes while workers fill the next ones.
 const PACKS_IN_FLIGHT: usize = 2;
 
@@ -419,7 +421,7 @@ fn pipeline(
     let depth = options.queue_depth.unwrap_or(READ_AHEAD_SEGMENTS / readers).max(1);
     let segments = readers * depth + workers;
     let segment_pool = BufPool::new(segments, SEGMENT_BYTES);
-    let (job_sender, job_receiver) = async_channel::bounded(readers * depth);
+    let (job_sender, job_receiver) = async_channel::bounded(JOBS_AHEAD);
     let (done_sender, done_receiver) = crossbeam::channel::bounded(segments + 1);
     let (event_sender, event_receiver) = crossbeam::channel::unbounded();
     let (pack_sender, pack_receiver) = crossbeam::channel::unbounded::<FinishedPack>();

@@ -1,7 +1,8 @@
 //! An open index segment: its tail in memory, its pages read when asked for.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::crypto::{ObjectKey, RepoKeys, seal::NO_CONTEXT};
 use crate::error::{Error, Result};
@@ -25,6 +26,8 @@ pub struct Segment {
     bytes: u64,
     key: ObjectKey,
     tail: Tail,
+    /// Whether it was decided if all pages are kept: see [`Segment::page`].
+    warmed: AtomicBool,
 }
 
 impl Segment {
@@ -81,7 +84,7 @@ impl Segment {
             .open_in_place(trailer.tail_offset, &NO_CONTEXT, stored)
             .map_err(|_| Error::damaged(&object, "its tail does not authenticate: flipped bytes"))?;
         let tail = Tail::decode(&object, plain, trailer.count)?;
-        Ok(Self { id, object, bytes, key, tail })
+        Ok(Self { id, object, bytes, key, tail, warmed: AtomicBool::new(false) })
     }
 
     /// Its name.
@@ -105,7 +108,7 @@ impl Segment {
             return Ok(None);
         }
         for page_no in self.tail.pages_for(id) {
-            let page = pages.get_or_load(self.id, page_no as u32, || self.load_page(store, page_no))?;
+            let page = self.page(store, pages, page_no)?;
             if let Some(row) = find_in_page(&page, self.tail.rows_in_page(page_no), id) {
                 return self.location(&row).map(Some);
             }
@@ -157,10 +160,44 @@ impl Segment {
         Ok(at)
     }
 
+    /// A page from the cache. The first page that is missing brings all others of the segment along if the cache has room for them: ids are hashes, so any run
+    /// asks for all pages soon, and one long read costs less than hundreds that wait behind the volume's own.
+    fn page(&self, store: &dyn Store, pages: &PageCache, page_no: usize) -> Result<Arc<[u8]>> {
+        if let Some(page) = pages.get(self.id, page_no as u32) {
+            return Ok(page);
+        }
+        if !self.warmed.swap(true, Ordering::Relaxed) && pages.reserve(self.tail.page_count()) {
+            self.warm(store, pages);
+            if let Some(page) = pages.get(self.id, page_no as u32) {
+                return Ok(page);
+            }
+        }
+        let page = self.load_page(store, page_no)?;
+        pages.insert(self.id, page_no as u32, page.clone());
+        Ok(page)
+    }
+
+    /// Puts all pages into the cache. What cannot be read, or is hurt, is left out: who needs it reads it again and reports it.
+    fn warm(&self, store: &dyn Store, pages: &PageCache) {
+        let mut stored = Vec::new();
+        if self.fetch_pages(store, 0, self.tail.page_count(), &mut stored).is_err() {
+            return;
+        }
+        for (page_no, page) in stored.chunks_exact_mut(PAGE_STORED_BYTES).enumerate() {
+            if let Ok(page) = self.checked_page(page_no, page) {
+                pages.insert(self.id, page_no as u32, page);
+            }
+        }
+    }
+
     fn load_page(&self, store: &dyn Store, page_no: usize) -> Result<Arc<[u8]>> {
         let mut stored = Vec::new();
         self.fetch_pages(store, page_no, 1, &mut stored)?;
-        let plain = self.open_page(page_no, &mut stored)?;
+        self.checked_page(page_no, &mut stored)
+    }
+
+    fn checked_page(&self, page_no: usize, stored: &mut [u8]) -> Result<Arc<[u8]>> {
+        let plain = self.open_page(page_no, stored)?;
         if self.tail.rows_in_page(page_no) > 0 {
             let first = find_first(plain);
             if fence_key(&first) != self.tail.fences[page_no] {
@@ -216,6 +253,8 @@ type Pages = HashMap<(ObjectId, u32), Arc<[u8]>>;
 pub struct PageCache {
     shards: Vec<Mutex<Pages>>,
     pages_per_shard: usize,
+    /// Pages of segments that are kept whole.
+    promised: AtomicUsize,
 }
 
 impl PageCache {
@@ -225,26 +264,32 @@ impl PageCache {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             pages_per_shard: pages.div_ceil(SHARDS),
+            promised: AtomicUsize::new(0),
         }
     }
 
-    fn get_or_load(
-        &self,
-        segment: ObjectId,
-        page: u32,
-        load: impl FnOnce() -> Result<Arc<[u8]>>,
-    ) -> Result<Arc<[u8]>> {
-        let shard = &self.shards[page as usize % self.shards.len()];
-        let lock = || shard.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(found) = lock().get(&(segment, page)) {
-            return Ok(found.clone());
-        }
-        let loaded = load()?; // outside the lock: another thread may load it too, and both are right
-        let mut pages = lock();
+    /// True if `pages` more pages fit beside what was promised before; then they are promised too.
+    fn reserve(&self, pages: usize) -> bool {
+        let room = |promised: usize| {
+            let sum = promised + pages;
+            (sum <= self.pages_per_shard * self.shards.len() / 2).then_some(sum)
+        };
+        self.promised.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok()
+    }
+
+    fn shard(&self, page: u32) -> MutexGuard<'_, Pages> {
+        self.shards[page as usize % self.shards.len()].lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn get(&self, segment: ObjectId, page: u32) -> Option<Arc<[u8]>> {
+        self.shard(page).get(&(segment, page)).cloned()
+    }
+
+    fn insert(&self, segment: ObjectId, page: u32, bytes: Arc<[u8]>) {
+        let mut pages = self.shard(page);
         if pages.len() >= self.pages_per_shard {
             pages.clear();
         }
-        pages.insert((segment, page), loaded.clone());
-        Ok(loaded)
+        pages.insert((segment, page), bytes);
     }
 }
