@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
+use penstock_engine::format::config::Compression;
 use penstock_engine::io::IoEngineChoice;
 
 /// Options of all verbs.
@@ -95,6 +96,11 @@ pub fn parse_tag(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("{text:?}: write a tag as KEY=VALUE")),
     }
+}
+
+/// `auto`, `auto:LOWEST..HIGHEST`, `off` or a zstd level.
+pub fn parse_compression(text: &str) -> Result<Compression, String> {
+    Compression::parse(text).map_err(|e| e.to_string())
 }
 
 /// RFC 3339, kept in UTC.

@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use penstock_engine::backup::{self, BackupOptions, BackupReport, Bottleneck, Parent, VolumeSource};
+use penstock_engine::backup::{
+    self, BackupOptions, BackupReport, Bottleneck, LevelUse, Parent, VolumeSource,
+};
+use penstock_engine::format::config::Compression;
 use penstock_engine::format::point::Volume;
 use penstock_engine::repo::Repository;
 use penstock_engine::source::{self, Extents, OpenOptions};
@@ -58,6 +61,10 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t)]
     io_engine: IoEngineArg,
 
+    /// How eagerly to compress, for this run: auto, auto:LOWEST..HIGHEST, off or a zstd level from -7 to 19 [default: the repository's]
+    #[arg(long, value_name = "LEVEL", value_parser = args::parse_compression, allow_hyphen_values = true)]
+    compression: Option<Compression>,
+
     /// The time the contents stand for, RFC 3339 [default: now]
     #[arg(long, value_name = "TIME", value_parser = args::parse_time)]
     time: Option<String>,
@@ -94,6 +101,7 @@ pub struct Report<'a> {
     io_engine_why: &'a str,
     requests: Requests,
     resumed_bytes: u64,
+    compression_levels: Option<Levels>,
     parent: Option<&'a str>,
     notes: &'a [String],
 }
@@ -190,6 +198,7 @@ fn options(args: &Args, session: &Session) -> Result<BackupOptions, Failure> {
         },
         time: args.time.clone(),
         io_engine: args.io_engine.into(),
+        compression: args.compression,
         resume: !args.no_resume,
         ..base_options(session, &args.name, host::state_dir()?)
     })
@@ -257,6 +266,7 @@ impl Done {
             io_engine_why: &report.io_engine_why,
             requests: self.requests,
             resumed_bytes: report.resumed_bytes,
+            compression_levels: report.levels.map(Levels::of),
             parent: report.point.parent.as_deref(),
             notes: &report.notes,
         }
@@ -283,6 +293,9 @@ impl Done {
         facts.add("new", with_ratio(totals.new_bytes, totals.new_chunks, "deduplicated", dedup));
         let compression = units::ratio(totals.new_bytes, totals.stored_bytes);
         facts.add("stored", with_ratio(totals.stored_bytes, 0, "compressed", compression));
+        if let Some(used) = report.levels.filter(|_| totals.new_bytes > 0) {
+            facts.add("compression", levels_text(used));
+        }
         if report.resumed_bytes > 0 {
             facts.add(
                 "resumed",
@@ -302,6 +315,32 @@ impl Done {
         facts.add("I/O", io_text(report.io_engine, &report.io_engine_why));
         facts.add("parent", report.point.parent.as_deref().map_or("none", output::short_id));
         facts
+    }
+}
+
+/// zstd levels that were used.
+#[derive(Serialize)]
+struct Levels {
+    lowest: i32,
+    highest: i32,
+    mean: f64,
+}
+
+impl Levels {
+    fn of(used: LevelUse) -> Self {
+        Self { lowest: used.lowest, highest: used.highest, mean: used.mean_percent as f64 / 100.0 }
+    }
+}
+
+/// Which levels were used, or `None` where there was nothing to compress.
+fn levels_text(used: LevelUse) -> String {
+    let Levels { lowest, highest, mean } = Levels::of(used);
+    if lowest == highest {
+        format!("zstd {lowest}")
+    } else {
+        format!(
+            "zstd {lowest} to {highest}, {mean:.1} on average: as the source and the repository left time for it"
+        )
     }
 }
 
@@ -380,6 +419,13 @@ mod tests {
         {
             assert_eq!(check(&parsed(line)).unwrap_err().exit(), Exit::Usage, "{line}");
         }
+    }
+
+    #[test]
+    fn levels_in_words() {
+        let used = |lowest, highest, mean_percent| LevelUse { lowest, highest, mean_percent };
+        assert_eq!(levels_text(used(1, 1, 100)), "zstd 1");
+        assert!(levels_text(used(1, 4, 175)).starts_with("zstd 1 to 4, 1.8 on average"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 use penstock_engine::crypto::wrap::AccessKey;
-use penstock_engine::format::config::{Compression, Config, Encryption};
+use penstock_engine::format::config::{Config, Encryption};
 use penstock_engine::repo::{InitOptions, Repository};
 use penstock_engine::{Error, store};
 use serde::Serialize;
@@ -13,7 +13,7 @@ use super::access::{self, Purpose};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{self, Facts};
 use super::session::Session;
-use super::{host, units};
+use super::{args, host, units};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,7 +58,7 @@ enum Chunker {
 }
 
 fn parse_compression(text: &str) -> Result<String, String> {
-    Compression::parse(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
+    args::parse_compression(text).map(|_| text.to_owned())
 }
 
 /// The result of `init --json`.

@@ -12,6 +12,7 @@
 mod adopt;
 mod commit;
 mod journal;
+mod level;
 mod packer;
 mod plan;
 mod rechunk;
@@ -22,6 +23,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
+
+pub use level::LevelUse;
 
 use crate::chunker::{ChunkKeys, ChunkParams};
 use crate::error::{Error, Result};
@@ -79,6 +82,8 @@ pub struct BackupOptions {
     pub queue_depth: Option<usize>,
     /// io_uring or pread.
     pub io_engine: IoEngineChoice,
+    /// How eagerly to compress; as the repository's configuration says, if `None`.
+    pub compression: Option<Compression>,
     /// Recorded.
     pub host: String,
     /// Recorded: program and version.
@@ -100,6 +105,7 @@ impl Default for BackupOptions {
             readers: None,
             queue_depth: None,
             io_engine: IoEngineChoice::Auto,
+            compression: None,
             host: String::new(),
             program: concat!("penstock-engine ", env!("CARGO_PKG_VERSION")).into(),
             resume: true,
@@ -147,6 +153,8 @@ pub struct BackupReport {
     pub io_engine_why: String,
     /// Bytes of segments taken over from a run that was killed.
     pub resumed_bytes: u64,
+    /// zstd levels used; `None` if compression is off.
+    pub levels: Option<LevelUse>,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -205,6 +213,7 @@ struct Shared {
     claims: Arc<Claims>,
     repo: RepoParts,
     chunk_params: ChunkParams,
+    level: level::LevelControl,
     pack_pool: BufPool,
     meta_pool: BufPool,
     /// Nanoseconds that workers waited for input and for pack buffers, and lived in all.
@@ -220,7 +229,6 @@ struct RepoParts {
     store: Arc<dyn crate::store::Store>,
     keys: Arc<crate::crypto::RepoKeys>,
     pack_bytes: usize,
-    compression_level: Option<i32>,
 }
 
 /// Size of metadata packs: nodes of 8 GiB of a volume; small, since the committer alone fills them.
@@ -300,6 +308,7 @@ pub fn run(
         io_engine: engine.name(),
         io_engine_why,
         resumed_bytes: shared.resumed_bytes.load(Ordering::Relaxed),
+        levels: shared.level.used(),
         notes,
     })
 }
@@ -379,17 +388,17 @@ fn share(repo: &Repository, claims: Arc<Claims>, options: &BackupOptions, run: &
     let config = repo.config();
     let chunk_params = repo.chunk_params()?;
     let pack_bytes = config.pack_bytes as usize;
+    let compression = match options.compression {
+        Some(chosen) => chosen,
+        None => Compression::parse(&config.compression)?,
+    };
     let pack_buffer = pack_buffer_bytes(pack_bytes, chunk_params.max_bytes() as usize);
     Ok(Shared {
         run: run.clone(),
         claims,
-        repo: RepoParts {
-            store: repo.store().clone(),
-            keys: repo.keys().clone(),
-            pack_bytes,
-            compression_level: Compression::parse(&config.compression)?.level(),
-        },
+        repo: RepoParts { store: repo.store().clone(), keys: repo.keys().clone(), pack_bytes },
         chunk_params,
+        level: level::LevelControl::new(&compression),
         pack_pool: BufPool::new(options.workers.max(1) + PACKS_IN_FLIGHT, pack_buffer),
         meta_pool: BufPool::new(2, pack_buffer_bytes(META_PACK_BYTES, crate::format::node::NODE_BYTES_MAX)),
         waited_source_ns: AtomicU64::new(0),

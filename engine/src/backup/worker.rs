@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender};
 
+use super::level::Effort;
 use super::rechunk::{self, Cut};
 use super::{Event, LeafResult, ParentLeaf, SegmentTag, Shared, note_progress};
 use crate::chunker::{Chunker, PieceKind};
@@ -41,8 +42,15 @@ impl Worker {
     /// Prepares a worker.
     pub fn new(shared: Arc<Shared>, packs: Sender<FinishedPack>, events: Sender<Event>) -> Result<Self> {
         let chunker = Chunker::new(shared.chunk_params, &shared.chunk_keys());
-        let compressor = Compressor::new(shared.repo.compression_level)?;
-        let sink = ChunkSink { shared: shared.clone(), packs: packs.clone(), compressor, pack: None };
+        let compressor = Compressor::new(shared.level.level())?;
+        let sink = ChunkSink {
+            shared: shared.clone(),
+            packs: packs.clone(),
+            compressor,
+            pack: None,
+            new_bytes: 0,
+            waited_store_ns: 0,
+        };
         Ok(Self { shared, packs, events, chunker, sink })
     }
 
@@ -53,7 +61,9 @@ impl Worker {
         loop {
             let waiting = Instant::now();
             let Ok(read) = input.recv() else { break };
-            self.shared.waited_source_ns.fetch_add(waiting.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            let working = Instant::now();
+            let waited_ns = (working - waiting).as_nanos() as u64;
+            self.shared.waited_source_ns.fetch_add(waited_ns, Ordering::Relaxed);
             if outcome.is_err() || self.shared.run.stopped() {
                 continue;
             }
@@ -65,6 +75,7 @@ impl Worker {
                 self.shared.run.fail(error);
                 outcome = Err(Error::Cancelled); // the cause is latched
             }
+            self.sink.note_effort(waited_ns, working.elapsed().as_nanos() as u64);
         }
         self.shared.worked_ns.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
         // Also when cancelled: what was compressed is kept for the next run.
@@ -255,9 +266,22 @@ struct ChunkSink {
     packs: Sender<FinishedPack>,
     compressor: Compressor,
     pack: Option<PackBuilder>,
+    /// Of the segment under way: bytes compressed, and nanoseconds waited for a pack buffer.
+    new_bytes: u64,
+    waited_store_ns: u64,
 }
 
 impl ChunkSink {
+    /// Tells the level control what the segment that is done took.
+    fn note_effort(&mut self, waited_source_ns: u64, lived_ns: u64) {
+        let waited_store_ns = std::mem::take(&mut self.waited_store_ns);
+        self.shared.level.note(Effort {
+            waited_ns: waited_source_ns + waited_store_ns,
+            busy_ns: lived_ns.saturating_sub(waited_store_ns),
+            new_bytes: std::mem::take(&mut self.new_bytes),
+        });
+    }
+
     fn chunk(&mut self, id: &ChunkId, bytes: &[u8], same_as_parent: bool, counts: &mut Counts) -> Result<()> {
         counts.chunks += 1;
         if same_as_parent || !self.shared.claims.reserve(id.as_bytes())? {
@@ -266,6 +290,7 @@ impl ChunkSink {
         }
         counts.new_chunks += 1;
         counts.new_bytes += bytes.len() as u64;
+        self.new_bytes += bytes.len() as u64;
         counts.stored_bytes += u64::from(self.store(id, bytes)?);
         Ok(())
     }
@@ -273,8 +298,11 @@ impl ChunkSink {
     fn store(&mut self, id: &ChunkId, bytes: &[u8]) -> Result<u32> {
         let builder = match &mut self.pack {
             Some(builder) => builder,
-            slot => slot.insert(start_pack(&self.shared)?),
+            slot => slot.insert(start_pack(&self.shared, &mut self.waited_store_ns)?),
         };
+        if let Some(level) = self.shared.level.level() {
+            self.compressor.set_level(level)?;
+        }
         let stored_bytes = builder.add(id.as_bytes(), bytes, &mut self.compressor);
         if builder.is_full()
             && let Some(full) = self.pack.take()
@@ -286,9 +314,11 @@ impl ChunkSink {
 }
 
 /// Begins a pack; waits for a buffer if the store is behind.
-fn start_pack(shared: &Shared) -> Result<PackBuilder> {
+fn start_pack(shared: &Shared, waited_ns: &mut u64) -> Result<PackBuilder> {
     let waiting = Instant::now();
     let buf = shared.pack_pool.get_blocking().ok_or(Error::Cancelled)?;
-    shared.waited_store_ns.fetch_add(waiting.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    let waited = waiting.elapsed().as_nanos() as u64;
+    *waited_ns += waited;
+    shared.waited_store_ns.fetch_add(waited, Ordering::Relaxed);
     PackBuilder::start(&shared.repo.keys, ObjectKind::Data, buf, shared.repo.pack_bytes)
 }

@@ -9,9 +9,11 @@ use crate::error::{Error, Result};
 use crate::format::config::{Kdf, KeySlot, hex_of};
 use crate::id::{ObjectId, random_bytes};
 
-/// argon2id costs of new passphrase slots: 64 MiB and 3 passes, RFC 9106's second recommended choice; about 0.15 s.
+/// argon2id costs of new passphrase slots: 64 MiB, 3 passes, 4 lanes, RFC 9106's second recommended choice. The lanes run on all cores: about 0.08 s on two,
+/// which every backup waits for before it can hash.
 const ARGON2_MEMORY_KIB: u32 = 64 << 10;
 const ARGON2_ITERATIONS: u32 = 3;
+const ARGON2_LANES: u32 = 4;
 /// Shortest key file: as many bytes as the key it stands for.
 const KEY_FILE_BYTES_MIN: usize = 32;
 
@@ -73,7 +75,7 @@ pub fn wrap(
         AccessKey::Passphrase(_) => Kdf::Argon2id {
             memory_kib: ARGON2_MEMORY_KIB,
             iterations: ARGON2_ITERATIONS,
-            parallelism: 1,
+            parallelism: ARGON2_LANES,
             salt: hex::encode(random_bytes::<16>()?),
         },
         AccessKey::KeyFile(_) => Kdf::KeyFile,
