@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Outcome;
+use crate::workload::{Fill, make};
 
 /// Where the private tmpfs is mounted: a directory that every system has.
 const MOUNT: &str = "/mnt";
@@ -85,9 +86,21 @@ impl Place {
         Ok(Volume { path, _open: Some(open?) })
     }
 
-    /// Where its files are, for people.
-    pub fn describe_directory(&self) -> String {
-        if self.in_memory { "tmpfs".into() } else { self.dir.display().to_string() }
+    /// A directory for repositories with room for `bytes`. In memory it is an ext4 on a loop device over a file that is written once before: a hypervisor
+    /// that takes freed memory back makes its next use ten times as slow, so none is freed between rounds.
+    pub fn repositories(&self, bytes: u64) -> Outcome<PathBuf> {
+        let dir = self.path("repositories");
+        std::fs::create_dir(&dir)?;
+        if self.in_memory {
+            let file = self.path("repositories.img");
+            make(&file, Fill::Zeros, bytes)?;
+            let volume = self.volume(&file)?;
+            run(Command::new("mkfs.ext4")
+                .args(["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=0"])
+                .arg(&volume.path))?;
+            run(Command::new("mount").args(["-o", "nodiscard"]).args([&volume.path, &dir]))?;
+        }
+        Ok(dir)
     }
 
     /// What its volumes are, for people.

@@ -39,11 +39,12 @@ impl Rng {
     }
 }
 
-/// Writes a volume of `bytes` bytes.
+/// Writes a volume of `bytes` bytes, over what was there before.
 pub fn make(path: &Path, fill: Fill, bytes: u64) -> Outcome<()> {
     let corpus = if fill == Fill::Text { corpus()? } else { Vec::new() };
     let mut rng = Rng(0x9e37_79b9_7f4a_7c15);
-    let mut file = File::create_new(path)?;
+    let mut file = File::options().write(true).create(true).truncate(false).open(path)?;
+    file.set_len(bytes)?;
     let mut segment = vec![0u8; SEGMENT_BYTES];
     for number in 0..bytes / SEGMENT_BYTES as u64 {
         match fill {

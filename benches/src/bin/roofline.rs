@@ -21,8 +21,12 @@ use penstock_benches::place::{Place, Volume};
 use penstock_benches::table::{Row, Step, print_rows, print_steps, roofline};
 use penstock_benches::workload::{Fill, make};
 use penstock_benches::{restore_cost, sample};
+use penstock_engine::backup::BackupReport;
 use penstock_engine::limits::SEGMENT_BYTES;
 use penstock_engine::repo::Repository;
+
+/// Room for repositories beyond the volume's size: what the store is measured with, and metadata.
+const REPO_ROOM_BYTES: u64 = 3 << 29;
 
 struct Args {
     only: Vec<String>,
@@ -50,7 +54,7 @@ fn parse() -> Outcome<Args> {
     let mut args = Args {
         only: Vec::new(),
         rounds: 3,
-        size_gib: 3,
+        size_gib: 2,
         workers: cores,
         steps: true,
         source: None,
@@ -79,7 +83,8 @@ struct Bench {
     args: Args,
     cores: usize,
     place: Place,
-    repos: Option<Place>,
+    repos: PathBuf,
+    _repos: Option<Place>,
     pipeline: Pipeline,
     rows: Vec<Row>,
     made: usize,
@@ -88,17 +93,19 @@ struct Bench {
 impl Bench {
     fn new(args: Args) -> Outcome<Self> {
         let place = args.dir.as_deref().map_or_else(Place::memory, Place::disk)?;
-        let repos = args.repo.as_deref().map(Place::disk).transpose()?;
+        let on_disk = args.repo.as_deref().map(Place::disk).transpose()?;
+        let repos =
+            on_disk.as_ref().unwrap_or(&place).repositories((args.size_gib << 30) + REPO_ROOM_BYTES)?;
         let pipeline = Pipeline { workers: args.workers, state_dir: place.path("state") };
         let cores = std::thread::available_parallelism()?.get();
-        Ok(Self { args, cores, place, repos, pipeline, rows: Vec::new(), made: 0 })
+        Ok(Self { args, cores, place, repos, _repos: on_disk, pipeline, rows: Vec::new(), made: 0 })
     }
 
     fn run(mut self) -> Outcome<()> {
         println!(
             "source and target: {}; repository: {}; {} cores, {} workers, median of {} rounds",
             self.args.source.as_ref().map_or_else(|| self.place.describe(), |s| s.display().to_string()),
-            self.repos.as_ref().unwrap_or(&self.place).describe_directory(),
+            self.args.repo.as_ref().map_or_else(|| "in the same way".into(), |dir| dir.display().to_string()),
             self.cores,
             self.args.workers,
             self.args.rounds
@@ -127,40 +134,30 @@ impl Bench {
         let file = self.place.path("source");
         make(&file, fill, (times * self.args.size_gib) << 30)?;
         let volume = self.place.volume(&file)?;
-        self.volume(&volume.path, names)?;
-        drop(volume);
-        Ok(std::fs::remove_file(&file)?)
+        self.volume(&volume.path, names)
     }
 
     /// Runs the workloads of one volume: new to the repository, known to it, known by the parent, restored.
     fn volume(&mut self, volume: &Path, [new, duplicate, parent, restored]: [&str; 4]) -> Outcome<()> {
         let bytes = sample::data_segments(volume)?.len() as f64 * SEGMENT_BYTES as f64;
-        let wanted_new = self.wanted(new);
-        let (dir, repo) = self.repository()?;
-        if wanted_new {
+        let (mut dir, mut repo) = self.repository()?;
+        if self.wanted(new) {
             let steps = self.steps(new, |cores| backup_cost::steps(volume, &repo, Known::No, cores))?;
             let mut rounds = Vec::new();
-            for _ in 0..=self.args.rounds {
-                let (dir, repo) = self.repository()?;
+            for round in 0..=self.args.rounds {
+                if round > 0 {
+                    drop(repo);
+                    std::fs::remove_dir_all(dir)?;
+                    (dir, repo) = self.repository()?;
+                }
                 let (report, used) = self.pipeline.backup(&repo, volume, "host", false)?;
                 rounds.push(used);
-                drop(repo);
-                std::fs::remove_dir_all(dir)?;
-                if rounds.len() == 1 {
-                    let totals = report.totals;
-                    println!(
-                        "\n{new}: {:.2} GB of data, {:.2} GB new in {} chunks, compressed {:.2} to 1; I/O: {}",
-                        bytes / 1e9,
-                        totals.new_bytes as f64 / 1e9,
-                        totals.new_chunks,
-                        totals.new_bytes as f64 / totals.stored_bytes.max(1) as f64,
-                        report.io_engine
-                    );
+                if round == 0 {
+                    describe(new, bytes, &report);
                 }
             }
             self.add(new, bytes, rounds, steps);
-        }
-        if [duplicate, parent, restored].iter().any(|name| self.wanted(name)) {
+        } else {
             self.pipeline.backup(&repo, volume, "host", false)?;
         }
         for (name, host, known) in [(duplicate, "other", Known::Lookup), (parent, "host", Known::Parent)] {
@@ -193,8 +190,7 @@ impl Bench {
         }
         same(volume, &target.path)?;
         self.add(name, bytes, rounds, steps);
-        drop(target);
-        Ok(std::fs::remove_file(&file)?)
+        Ok(())
     }
 
     fn steps(
@@ -224,10 +220,22 @@ impl Bench {
 
     fn repository(&mut self) -> Outcome<(PathBuf, Repository)> {
         self.made += 1;
-        let dir = self.repos.as_ref().unwrap_or(&self.place).path(&format!("repo-{}", self.made));
+        let dir = self.repos.join(format!("{}", self.made));
         let repo = new_repository(&dir)?;
         Ok((dir, repo))
     }
+}
+
+fn describe(name: &str, bytes: f64, report: &BackupReport) {
+    let totals = report.totals;
+    println!(
+        "\n{name}: {:.2} GB of data, {:.2} GB new in {} chunks, compressed {:.2} to 1; I/O: {}",
+        bytes / 1e9,
+        totals.new_bytes as f64 / 1e9,
+        totals.new_chunks,
+        totals.new_bytes as f64 / totals.stored_bytes.max(1) as f64,
+        report.io_engine
+    );
 }
 
 /// What was restored must be what was backed up.
