@@ -93,38 +93,39 @@ pub fn steps(volume: &Path, repo: &Repository, known: Known, cores: usize) -> Ou
 
 /// The engine's reader threads, with nobody to use what they read.
 fn read(volume: &Path) -> Outcome<Step> {
+    let offsets = sample::data_segments(volume)?;
+    let (bytes, used) = best_of(|| measure(|| read_volume(volume, &offsets)))?;
+    Ok(Step::device("read", used, bytes))
+}
+
+/// Reads the segments at these offsets as a backup does, and returns how many bytes they were.
+pub fn read_volume(volume: &Path, offsets: &[u64]) -> Outcome<f64> {
     let source = source::open(volume, OpenOptions { force_live: true })?;
     let file = source.file().ok_or("a stream cannot be measured")?;
     let (engine, _) = choose(IoEngineChoice::Auto)?;
-    let offsets = sample::data_segments(volume)?;
-    let (bytes, used) = best_of(|| {
-        let pool = BufPool::new(READ_DEPTH + 2, SEGMENT_BYTES);
-        let (jobs, job_queue) = async_channel::bounded(READ_DEPTH);
-        let (done, results) = crossbeam::channel::bounded(pool.buf_count() + 1);
-        measure(|| {
-            let readers = spawn_readers(engine, 1, READ_DEPTH, job_queue, pool, done)?;
-            let (file, offsets) = (file.clone(), offsets.clone());
-            let feeder = std::thread::spawn(move || {
-                for offset_bytes in offsets {
-                    let len = (file.size_bytes - offset_bytes).min(SEGMENT_BYTES as u64) as u32;
-                    let whole = 0..len;
-                    let job = ReadJob { tag: (), file: file.clone(), offset_bytes, ranges: vec![whole] };
-                    if jobs.send_blocking(job).is_err() {
-                        break;
-                    }
+    let pool = BufPool::new(READ_DEPTH + 2, SEGMENT_BYTES);
+    let (jobs, job_queue) = async_channel::bounded(READ_DEPTH);
+    let (done, results) = crossbeam::channel::bounded(pool.buf_count() + 1);
+    let readers = spawn_readers(engine, 1, READ_DEPTH, job_queue, pool, done)?;
+    let mut bytes = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for &offset_bytes in offsets {
+                let len = (file.size_bytes - offset_bytes).min(SEGMENT_BYTES as u64) as u32;
+                let whole = 0..len;
+                let job = ReadJob { tag: (), file: file.clone(), offset_bytes, ranges: vec![whole] };
+                if jobs.send_blocking(job).is_err() {
+                    break;
                 }
-            });
-            let mut bytes = 0;
-            for result in results {
-                bytes += result.map_err(|(_, error)| error)?.read_bytes;
             }
-            for thread in readers.into_iter().chain([feeder]) {
-                thread.join().map_err(|_| "a reader panicked")?;
-            }
-            Ok(bytes as f64)
-        })
+        });
+        for result in results {
+            bytes += result.map_err(|(_, error)| error)?.read_bytes;
+        }
+        Outcome::Ok(())
     })?;
-    Ok(Step::device("read", used, bytes))
+    readers.into_iter().try_for_each(|r| r.join().map_err(|_| "a reader panicked"))?;
+    Ok(bytes as f64)
 }
 
 fn parts(volume: &Path, repo: &Repository, threads: usize) -> Outcome<Vec<Part>> {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use penstock_engine::chunker::Chunker;
 use penstock_engine::format::header::ObjectKind;
@@ -138,29 +137,30 @@ fn check(parts: &mut [Part]) -> Outcome<(f64, f64)> {
 
 /// The engine's writer threads with full buffers.
 fn write(path: &Path, bytes: u64) -> Outcome<Step> {
-    let (engine, _) = choose(IoEngineChoice::Auto)?;
-    let ((), used) = best_of(|| {
-        let options = TargetOptions { size_bytes: bytes, force: true, ..TargetOptions::default() };
-        let target = Arc::new(target::open(path, options)?);
-        let pool = BufPool::new(WRITE_DEPTH + 2, SEGMENT_BYTES);
-        let (jobs, job_queue) = async_channel::unbounded();
-        let (done, results) = crossbeam::channel::unbounded();
-        measure(|| {
-            let writers = spawn_writers(engine, 1, WRITE_DEPTH, job_queue, done)?;
-            for offset_bytes in (0..bytes).step_by(SEGMENT_BYTES) {
-                let buf = pool.get_blocking().ok_or("the pool is closed")?;
-                let len = (bytes - offset_bytes).min(SEGMENT_BYTES as u64) as u32;
-                let whole = 0..len;
-                let job = WriteJob { tag: (), file: target.file(), offset_bytes, buf, ranges: vec![whole] };
-                jobs.send_blocking(job)?;
-            }
-            drop(jobs);
-            for result in results {
-                result.map_err(|(_, error)| error)?;
-            }
-            writers.into_iter().try_for_each(|w| w.join().map_err(|_| "a writer panicked"))?;
-            Ok(target.finish()?)
-        })
-    })?;
+    let ((), used) = best_of(|| measure(|| write_volume(path, bytes)))?;
     Ok(Step::device("write", used, bytes as f64))
+}
+
+/// Writes all of a volume as a restore does, over what is there.
+pub fn write_volume(path: &Path, bytes: u64) -> Outcome<()> {
+    let (engine, _) = choose(IoEngineChoice::Auto)?;
+    let options = TargetOptions { size_bytes: bytes, force: true, ..TargetOptions::default() };
+    let target = target::open(path, options)?;
+    let pool = BufPool::new(WRITE_DEPTH + 2, SEGMENT_BYTES);
+    let (jobs, job_queue) = async_channel::unbounded();
+    let (done, results) = crossbeam::channel::unbounded();
+    let writers = spawn_writers(engine, 1, WRITE_DEPTH, job_queue, done)?;
+    for offset_bytes in (0..bytes).step_by(SEGMENT_BYTES) {
+        let buf = pool.get_blocking().ok_or("the pool is closed")?;
+        let len = (bytes - offset_bytes).min(SEGMENT_BYTES as u64) as u32;
+        let whole = 0..len;
+        let job = WriteJob { tag: (), file: target.file(), offset_bytes, buf, ranges: vec![whole] };
+        jobs.send_blocking(job)?;
+    }
+    drop(jobs);
+    for result in results {
+        result.map_err(|(_, error)| error)?;
+    }
+    writers.into_iter().try_for_each(|w| w.join().map_err(|_| "a writer panicked"))?;
+    Ok(target.finish()?)
 }
