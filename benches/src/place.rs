@@ -86,8 +86,9 @@ impl Place {
         Ok(Volume { path, _open: Some(open?) })
     }
 
-    /// A directory for repositories with room for `bytes`. In memory it is an ext4 on a loop device over a file that is written once before: a hypervisor
-    /// that takes freed memory back makes its next use ten times as slow, so none is freed between rounds.
+    /// A directory for repositories with room for `bytes`. In memory it is an ext4 on a loop device over a file that is written once before, so that
+    /// no memory is freed and taken again between rounds: new files straight on the tmpfs were written several times slower on the machine of the
+    /// figures, most likely because its hypervisor takes freed pages back.
     pub fn repositories(&self, bytes: u64) -> Outcome<PathBuf> {
         let dir = self.path("repositories");
         std::fs::create_dir(&dir)?;
