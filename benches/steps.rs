@@ -1,11 +1,14 @@
-//! Cost of each step of the data path on one core: `cargo bench -p penstock-benches`.
-//! Data is synthetic: text-like (compresses about 4:1), random, and zeros.
+//! Cost of each step of the data path on one core: `cargo bench -p penstock-benches`. The order is that of the data: read, zero scan, hash, cut,
+//! lookup, compress, seal, pack write; decode, check, restore write. Data is synthetic: text-like (compresses about 4:1), random, and zeros.
+//! Files are in PENSTOCK_BENCH_DIR, or in memory (`/dev/shm`): what is measured is the path to the device, not a device.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use penstock_benches::workload::{Fill, Rng, make};
+use penstock_benches::{backup_cost, restore_cost, sample};
 use penstock_engine::chunker::{ChunkKeys, ChunkParams, Chunker, ChunkerKind, is_zero};
 use penstock_engine::compress::{Compressor, Decompressor};
 use penstock_engine::crypto::{ObjectKey, RepoKeys};
@@ -15,26 +18,16 @@ use penstock_engine::format::node::{Leaf, Piece};
 use penstock_engine::format::pack::TocRow;
 use penstock_engine::id::{ChunkId, ObjectId};
 use penstock_engine::index::{Claims, Index};
-use penstock_engine::store::MemoryStore;
+use penstock_engine::io::{BufPool, IoEngineChoice, choose};
+use penstock_engine::store::{Body, MemoryStore};
 use zeroize::Zeroizing;
 
 const SEGMENT: usize = 4 << 20;
 const CHUNK: usize = 64 << 10;
 
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-}
-
 fn random(len: usize) -> Vec<u8> {
     let mut rng = Rng(0x9e37_79b9_7f4a_7c15);
-    (0..len / 8).flat_map(|_| rng.next().to_le_bytes()).collect()
+    (0..len / 8).flat_map(|_| rng.draw().to_le_bytes()).collect()
 }
 
 fn text(len: usize) -> Vec<u8> {
@@ -43,8 +36,8 @@ fn text(len: usize) -> Vec<u8> {
     let mut rng = Rng(7);
     let mut out = Vec::with_capacity(len + 32);
     while out.len() < len {
-        out.extend_from_slice(words[(rng.next() % 5) as usize].as_bytes());
-        out.extend_from_slice(format!("{}", rng.next() % 100_000).as_bytes());
+        out.extend_from_slice(words[(rng.draw() % 5) as usize].as_bytes());
+        out.extend_from_slice(format!("{}", rng.draw() % 100_000).as_bytes());
     }
     out.truncate(len);
     out
@@ -60,7 +53,10 @@ fn chunking(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(SEGMENT as u64));
     let zeros = vec![0u8; SEGMENT];
     group.bench_function("zero_scan", |b| b.iter(|| is_zero(black_box(&zeros))));
-    for (name, data) in [("text", text(SEGMENT)), ("random", random(SEGMENT)), ("zeros", zeros)] {
+    let data = random(SEGMENT);
+    let mut block_chunker = chunker(ChunkerKind::Block);
+    group.bench_function("hash", |b| b.iter(|| block_chunker.chunk_id(black_box(&data))));
+    for (name, data) in [("text", text(SEGMENT)), ("random", data), ("zeros", zeros)] {
         for kind in [ChunkerKind::Block, ChunkerKind::FastCdc] {
             let mut chunker = chunker(kind);
             group.bench_function(format!("cut_{}_{name}", kind.name()), |b| {
@@ -110,7 +106,7 @@ fn index(c: &mut Criterion) {
     let id = |n: u64| {
         let mut rng = Rng(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let mut id = [0u8; 32];
-        id.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&rng.next().to_le_bytes()));
+        id.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&rng.draw().to_le_bytes()));
         id
     };
     let claims = Claims::new(shared.clone());
@@ -125,14 +121,14 @@ fn index(c: &mut Criterion) {
     let mut rng = Rng(5);
     group.bench_function("find_present", |b| {
         b.iter_batched(
-            || id(rng.next() % ROWS),
+            || id(rng.draw() % ROWS),
             |id| assert!(shared.find(&id).unwrap().is_some()),
             BatchSize::SmallInput,
         )
     });
     group.bench_function("find_absent", |b| {
         b.iter_batched(
-            || id(ROWS + rng.next() % ROWS),
+            || id(ROWS + rng.draw() % ROWS),
             |id| assert!(shared.find(&id).unwrap().is_none()),
             BatchSize::SmallInput,
         )
@@ -171,5 +167,35 @@ fn nodes(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(steps, chunking, frames, index, nodes);
+fn devices(c: &mut Criterion) {
+    const VOLUME: u64 = 256 << 20;
+    const PACK: usize = 32 << 20;
+    let parent = std::env::var("PENSTOCK_BENCH_DIR").unwrap_or_else(|_| "/dev/shm".into());
+    let dir = tempfile::tempdir_in(parent).unwrap();
+    let volume = dir.path().join("volume");
+    make(&volume, Fill::Random, VOLUME).unwrap();
+    let offsets = sample::data_segments(&volume).unwrap();
+    let mut group = c.benchmark_group("device");
+    group.sample_size(10);
+    group.throughput(Throughput::Bytes(VOLUME));
+    group.bench_function("read", |b| b.iter(|| backup_cost::read_volume(&volume, &offsets).unwrap()));
+    group
+        .bench_function("restore_write", |b| b.iter(|| restore_cost::write_volume(&volume, VOLUME).unwrap()));
+
+    let store = penstock_engine::store::open(&dir.path().join("repo").display().to_string(), true).unwrap();
+    store.set_io_engine(choose(IoEngineChoice::Auto).unwrap().0);
+    let pool = BufPool::new(1, PACK);
+    group.throughput(Throughput::Bytes(PACK as u64));
+    group.bench_function("pack_write", |b| {
+        b.iter(|| {
+            let key = ObjectKind::Data.key(&ObjectId::random().unwrap().to_string());
+            let buf = pool.get_blocking().unwrap();
+            store.put_new(&key, Body::Pooled { buf, len: PACK }).unwrap();
+            store.delete(&key).unwrap(); // or memory runs out
+        })
+    });
+    group.finish();
+}
+
+criterion_group!(steps, chunking, frames, index, nodes, devices);
 criterion_main!(steps);
