@@ -72,7 +72,7 @@ pub fn steps(volume: &Path, repo: &Repository, known: Known, cores: usize) -> Ou
     }
     steps.push(Step::own("lookup", lookup(repo, &mut parts)?, bytes));
     if known == Known::No {
-        let level = Compression::parse(&repo.config().compression)?.level();
+        let level = Compression::parse(&repo.config().compression)?.levels().map(|levels| *levels.start());
         let compress = best_cpu_of(&mut parts, |part| {
             part.compressor = Compressor::new(level)?;
             for (segment, range, _) in &part.chunks {
@@ -170,7 +170,7 @@ fn lookup(repo: &Repository, parts: &mut [Part]) -> Outcome<(f64, f64)> {
 /// Packs filled as a worker fills them, and thrown away.
 fn pack(repo: &Repository, parts: &mut [Part]) -> Outcome<(f64, f64)> {
     let pack_bytes = repo.config().pack_bytes as usize;
-    let level = Compression::parse(&repo.config().compression)?.level();
+    let level = Compression::parse(&repo.config().compression)?.levels().map(|levels| *levels.start());
     let pool = BufPool::new(
         parts.len() * 2,
         pack_buffer_bytes(pack_bytes, repo.chunk_params()?.max_bytes() as usize),
