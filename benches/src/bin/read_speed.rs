@@ -1,5 +1,6 @@
-//! Read rate of the reader threads: `read_speed PATH [uring|pread] [threads] [depth] [segment MiB]`. Drop
-//! caches first.
+//! Read rate of the reader threads: `read_speed PATH [uring|pread] [threads] [depth] [segment MiB] [touch]`. Drop
+//! caches first. With `touch`, a byte of each cache line is looked at, as a backup must: a device that copies into
+//! memory is faster as long as nobody else has the lines in its cache.
 #![allow(missing_docs)]
 
 use std::path::Path;
@@ -16,6 +17,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let path = args.get(1).map(String::as_str).ok_or("usage: read_speed FILE")?;
     let (engine, why) = choose(args.get(2).map_or("auto", String::as_str).parse::<IoEngineChoice>()?)?;
     let (threads, depth, segment) = (number(3, 1), number(4, 8), number(5, 4) << 20);
+    let touch = args.get(6).is_some_and(|text| text == "touch");
     let source = source::open(Path::new(path), OpenOptions { force_live: true })?;
     let (Some(file), Some(size_bytes)) = (source.file(), source.size_bytes()) else { return Ok(()) };
 
@@ -42,7 +44,13 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     });
     let (mut bytes, mut count) = (0, 0);
     for done in done_rx {
-        bytes += done.map_err(|(_, e)| e)?.read_bytes;
+        let done = done.map_err(|(_, e)| e)?;
+        bytes += done.read_bytes;
+        if touch {
+            let range = |range: &std::ops::Range<u32>| range.start as usize..range.end as usize;
+            let lines = done.ranges.iter().flat_map(|r| done.buf[range(r)].iter().step_by(64));
+            std::hint::black_box(lines.fold(0u8, |sum, byte| sum.wrapping_add(*byte)));
+        }
         count += 1;
     }
     let seconds = start.elapsed().as_secs_f64();
