@@ -1,0 +1,105 @@
+//! A bounded cache without bookkeeping: a key can stand in eight places only, and what was not asked for lately gives way.
+
+use std::sync::{Mutex, MutexGuard};
+
+/// Places a key can be in.
+const WAYS: usize = 8;
+const SHARDS: usize = 16;
+
+/// A set-associative cache with second-chance eviction. Its memory is taken as it fills, and never more than was asked for.
+pub struct Ways<K, V> {
+    shards: Vec<Mutex<Vec<Set<K, V>>>>,
+    sets_per_shard: usize,
+}
+
+struct Set<K, V> {
+    entries: [Option<(K, V)>; WAYS],
+    /// A bit for each entry that was asked for since the hand passed it.
+    used: u8,
+    hand: u8,
+}
+
+impl<K: Eq + Copy, V> Ways<K, V> {
+    /// Room for about `entries` entries.
+    pub fn new(entries: usize) -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            sets_per_shard: entries.div_ceil(SHARDS * WAYS).max(1),
+        }
+    }
+
+    fn shard(&self, hash: u64) -> (MutexGuard<'_, Vec<Set<K, V>>>, usize) {
+        let shard = &self.shards[hash as usize % SHARDS];
+        let set = (hash as usize / SHARDS) % self.sets_per_shard;
+        // A poisoned lock is taken as it is: an entry is put in place by one assignment.
+        (shard.lock().unwrap_or_else(|poisoned| poisoned.into_inner()), set)
+    }
+
+    /// Looks a key up, and gives what stands there to `each`.
+    pub fn get<T>(&self, hash: u64, key: &K, each: impl FnOnce(&V) -> T) -> Option<T> {
+        let (mut sets, at) = self.shard(hash);
+        let set = sets.get_mut(at)?;
+        let way = set.way(key)?;
+        set.used |= 1 << way;
+        set.entries[way].as_ref().map(|(_, value)| each(value))
+    }
+
+    /// Puts an entry in, made from what gives way to it.
+    pub fn put(&self, hash: u64, key: K, make: impl FnOnce(Option<V>) -> V) {
+        let (mut sets, at) = self.shard(hash);
+        if sets.is_empty() {
+            sets.resize_with(self.sets_per_shard, || Set { entries: Default::default(), used: 0, hand: 0 });
+        }
+        let set = &mut sets[at];
+        let way = set.way(&key).unwrap_or_else(|| set.victim());
+        let old = set.entries[way].take().map(|(_, value)| value);
+        set.entries[way] = Some((key, make(old)));
+    }
+}
+
+impl<K: Eq, V> Set<K, V> {
+    fn way(&self, key: &K) -> Option<usize> {
+        self.entries.iter().position(|entry| entry.as_ref().is_some_and(|(found, _)| found == key))
+    }
+
+    /// A free place, or the next one that was not asked for since the hand was there last.
+    fn victim(&mut self) -> usize {
+        if let Some(free) = self.entries.iter().position(Option::is_none) {
+            return free;
+        }
+        loop {
+            let way = usize::from(self.hand);
+            self.hand = (self.hand + 1) % WAYS as u8;
+            if self.used & (1 << way) == 0 {
+                return way;
+            }
+            self.used &= !(1 << way);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_used_stays_and_the_rest_is_bounded() {
+        let ways = Ways::<u64, u64>::new(1);
+        for key in 0..WAYS as u64 {
+            ways.put(0, key, |old| {
+                assert!(old.is_none());
+                key * 10
+            });
+        }
+        assert_eq!(ways.get(0, &3, |v| *v), Some(30));
+        for key in 100..106 {
+            ways.put(0, key, |old| old.map_or(0, |_| key));
+        }
+        assert_eq!(ways.get(0, &3, |v| *v), Some(30), "asked for, so it had a second chance");
+        let left = (0..WAYS as u64).filter(|key| ways.get(0, key, |_| ()).is_some()).count();
+        assert_eq!(left, 2);
+        ways.put(0, 3, |old| old.unwrap_or(0) + 1);
+        assert_eq!(ways.get(0, &3, |v| *v), Some(31), "put again");
+        assert_eq!(ways.get(0, &999, |_| ()), None);
+    }
+}
