@@ -4,6 +4,8 @@
 //!   backups would: rows of packs into segments, segments merged into one run. The last 200 packs of the big run are stored as objects too, so that their tables of contents can be read.
 //! - `index_scale measure DIR`: opens it and prints time, memory and lookups a second: absent ids, random present ones, and those of whole packs in the order they are stored in.
 //!   Run it with a cold page cache as well.
+//! - `index_scale simulate`: reads of the store for each lookup of a duplicate stream, by how long its runs of neighbours are. Those are what a store bills, and what decides at
+//!   sizes at which no filter fits into memory.
 
 use std::fs;
 use std::hint::black_box;
@@ -40,7 +42,8 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
             build(Path::new(&args[1]), number(2, 160_000_000)?, number(3, 6)?)?
         }
         Some("measure") if args.len() > 1 => measure(Path::new(&args[1]))?,
-        _ => return Err("usage: index_scale build DIR [ROWS] [NIGHTS] | index_scale measure DIR".into()),
+        Some("simulate") => simulate()?,
+        _ => return Err("usage: index_scale build DIR [ROWS] [NIGHTS] | measure DIR | simulate".into()),
     }
     Ok(())
 }
@@ -158,6 +161,52 @@ fn build(dir: &Path, rows: u64, nights: u64) -> Result<()> {
     Ok(())
 }
 
+/// Packs of the simulated repository; all are stored.
+const SIMULATED_PACKS: u64 = 2000;
+
+fn simulate() -> Result<()> {
+    let (store, keys) = (penstock_engine::store::open("memory:", true)?, keys());
+    let pool = BufPool::new(1, pack_buffer_bytes(1 << 20, 1 << 18));
+    let mut compressor = Compressor::new(None)?;
+    let claims = Claims::new(Arc::new(Index::load(store.clone(), keys.clone())?));
+    for number in 0..SIMULATED_PACKS {
+        let chunks = number * PACK_ROWS..(number + 1) * PACK_ROWS;
+        let (pack, rows) = stored_pack(store.as_ref(), &keys, &pool, &mut compressor, chunks)?;
+        claims.add_durable(pack, rows)?;
+    }
+    claims.flush()?;
+    Index::load(store.clone(), keys.clone())?.tidy(Merge::All, &|| false)?;
+    println!(
+        "streams of duplicates that jump to another place after a run of neighbours, {SIMULATED_PACKS} packs of {PACK_ROWS} chunks"
+    );
+    for (streams, run) in
+        [(1, 1), (1, 4), (1, 16), (1, 64), (1, 256), (1, 1221), (8, 64), (8, 1221), (32, 1221)]
+    {
+        let index = Index::load(store.clone(), keys.clone())?;
+        let before = store.requests().get;
+        let rows = SIMULATED_PACKS * PACK_ROWS;
+        let mut places: Vec<(u64, u64)> = vec![(0, 0); streams];
+        let (mut jumps, mut lookups) = (0, 0);
+        while lookups < 500_000 {
+            for (at, left) in &mut places {
+                if *left == 0 {
+                    jumps += 1;
+                    (*at, *left) = (mix(jumps) % rows, run);
+                }
+                assert!(index.find(&id(*at % rows))?.is_some());
+                (*at, *left) = (*at + 1, *left - 1);
+                lookups += 1;
+            }
+        }
+        let reads = store.requests().get - before;
+        println!(
+            "{streams} stream(s), runs of {run} chunks: {:.4} reads a lookup",
+            reads as f64 / lookups as f64
+        );
+    }
+    Ok(())
+}
+
 /// A line of /proc/self/status, in MiB.
 fn status(field: &str) -> u64 {
     let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -172,9 +221,8 @@ fn measure(dir: &Path) -> Result<()> {
     let before = status("VmRSS");
     let began = Instant::now();
     let index = Index::load(store.clone(), keys)?;
-    let packs = index.packs().len();
     println!(
-        "opened {} segments with {packs} packs in {:.2} s; memory {} MiB (before: {before}), peak {} MiB",
+        "opened {} segments in {:.2} s; memory {} MiB (before: {before}), peak {} MiB",
         index.segments().len(),
         began.elapsed().as_secs_f64(),
         status("VmRSS"),
@@ -228,7 +276,7 @@ fn rate(
     present: bool,
 ) {
     // Ids are made beforehand, in batches, and their making is not counted.
-    const BATCH: u64 = 100_000;
+    const BATCH: u64 = 10_000;
     let seconds: f64 = std::thread::scope(|scope| {
         let each: Vec<_> = (0..threads)
             .map(|thread| {

@@ -72,7 +72,7 @@ impl Index {
             runs: RwLock::new(Arc::new(loaded.runs)),
             reloading: Mutex::new(None),
             superseded: Mutex::new(loaded.superseded),
-            pages: PageCache::new(pages.clamp(*CACHED_PAGES.start(), *CACHED_PAGES.end())),
+            pages: PageCache::new(pages.clamp(*CACHED_PAGES.start(), *CACHED_PAGES.end()), false),
             part_rows: merge::PART_ROWS,
             nearby: Nearby::default(),
             excluded: OnceLock::new(),
@@ -98,15 +98,13 @@ impl Index {
         let mut tries = 0;
         loop {
             // The filters under the lock, pages outside it: most absent ids need no more.
-            let runs = {
+            let (runs, first) = {
                 let runs = self.lock_runs();
-                if runs.candidates(id).next().is_none() {
-                    return Ok(None);
-                }
-                Arc::clone(&runs)
+                let Some(first) = runs.candidates(id).next().cloned() else { return Ok(None) };
+                (Arc::clone(&runs), first)
             };
             tries += 1;
-            match self.find_in(&runs, id) {
+            match self.find_in(&runs, &first, id) {
                 // A segment was merged and deleted since the list was read. Where its rows are now is in the list of today.
                 Err(Error::Missing { object, needed_by }) if tries < TRIES => {
                     if !self.reload(&runs)? {
@@ -118,12 +116,17 @@ impl Index {
         }
     }
 
-    fn find_in(&self, runs: &Runs, id: &[u8; 32]) -> Result<Option<Location>> {
+    fn find_in(&self, runs: &Runs, first: &Segment, id: &[u8; 32]) -> Result<Option<Location>> {
+        let find = |segment: &Segment| {
+            let found = segment.find(self.store.as_ref(), &self.pages, id)?;
+            Ok(found.filter(|location| !self.is_excluded(location)))
+        };
+        if let Some(location) = find(first)? {
+            return Ok(Some(location));
+        }
         // Newest first: neighbours in time are neighbours in content, and what was stored again because a pack was lost is found where it is.
-        for segment in runs.candidates(id) {
-            if let Some(location) = segment.find(self.store.as_ref(), &self.pages, id)?
-                && !self.is_excluded(&location)
-            {
+        for segment in runs.candidates(id).filter(|segment| segment.id() != first.id()) {
+            if let Some(location) = find(segment)? {
                 return Ok(Some(location));
             }
         }

@@ -40,7 +40,7 @@ struct NearRow {
 impl Default for Nearby {
     fn default() -> Self {
         Self {
-            rows: Ways::new(ROWS),
+            rows: Ways::new(ROWS, true),
             packs: RwLock::default(),
             turns: AtomicU64::new(0),
             hit: [const { AtomicU64::new(0) }; RECENT],

@@ -343,3 +343,38 @@ fn racing_mergers_readers_and_deleters_lose_nothing() {
         assert!(index.find(&id(n)).unwrap().is_some());
     }
 }
+
+/// Needs `--features failpoints`. A kill between any two puts of a merge, and between any two deletes after it.
+#[cfg(feature = "failpoints")]
+#[test]
+fn killed_between_puts_or_deletes_nothing_is_lost() {
+    let scenario = fail::FailScenario::setup();
+    let (store, keys) = fixture();
+    for n in 0..12u32 {
+        publish(store.as_ref(), &keys, 10 + u64::from(n), &[n, n + 100, 7], n as u8);
+    }
+    let all = || (0..12).flat_map(|n| [n, n + 100]);
+    for (point, times) in
+        [("merge-before-put", 3), ("merge-after-put", 4), ("merge-after-put", 0), ("index-before-delete", 5)]
+    {
+        for before in 0..=times {
+            fail::cfg(point, &format!("{before}*off->panic")).unwrap();
+            let index = load(&store, &keys, 5);
+            let killed =
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| index.tidy(Merge::All, &|| false)));
+            fail::remove(point);
+            assert!(killed.is_err() || killed.unwrap().is_ok());
+            for opened in [&index, &load(&store, &keys, 5)] {
+                for n in all() {
+                    assert_eq!(
+                        opened.locate(&id(n), "a test").unwrap().pack,
+                        pack(if n == 7 { 11 } else { n as u8 % 100 })
+                    );
+                }
+            }
+        }
+    }
+    (0..3).for_each(|_| drop(load(&store, &keys, 5).tidy(Merge::All, &|| false).unwrap()));
+    assert_eq!(object_count(store.as_ref()), 5, "in the end one run of 24 rows is left");
+    scenario.teardown();
+}
