@@ -7,6 +7,8 @@
 //! - `index_scale simulate`: reads of the store for each lookup of a duplicate stream, by how long its runs of neighbours are. Those are what a store bills, and what decides at
 //!   sizes at which no filter fits into memory.
 
+#![allow(clippy::expect_used)] // a bench that cannot go on stops
+
 use std::fs;
 use std::hint::black_box;
 use std::path::Path;

@@ -157,13 +157,16 @@ fn superseded(inputs: &[Run], listed: &HashSet<ObjectId>) -> Vec<ObjectId> {
     ids
 }
 
+/// For each part of a run, the new numbers of its packs.
+type PartNumbers = Vec<Arc<[u32]>>;
+
 /// The packs of all inputs, each once, and for each part of each input the new numbers of its packs.
-fn pack_table(inputs: &[Run]) -> (Vec<PackRef>, Vec<Vec<Arc<[u32]>>>) {
+fn pack_table(inputs: &[Run]) -> (Vec<PackRef>, Vec<PartNumbers>) {
     let mut packs: Vec<PackRef> = Vec::new();
     let mut places: HashMap<ObjectId, u32> = HashMap::new();
     let mut numbers = Vec::with_capacity(inputs.len());
     for run in inputs {
-        let mut of_run: Vec<Arc<[u32]>> = Vec::with_capacity(run.parts().len());
+        let mut of_run: PartNumbers = Vec::with_capacity(run.parts().len());
         for (at, part) in run.parts().iter().enumerate() {
             if at > 0 && Arc::ptr_eq(part.packs(), run.parts()[at - 1].packs()) {
                 of_run.push(of_run[at - 1].clone());

@@ -13,7 +13,7 @@ use crate::store::Store;
 /// Contents remembered: those of some 40 packs, 4 MB.
 const ROWS: usize = 64 << 10;
 /// Packs whose last hit is remembered.
-const RECENT: usize = 64;
+const RECENT: usize = 256;
 /// Packs whose contents can be in the cache.
 const PACKS: usize = 256;
 

@@ -267,7 +267,7 @@ impl Segment {
             Error::damaged(&self.object, format_args!("page {page} does not authenticate: flipped bytes"))
         })?;
         if self.rows_in_page(page) > 0 {
-            let begins = plain.first_chunk().map_or(u64::MAX, |id| fence_key(id));
+            let begins = plain.first_chunk().map_or(u64::MAX, fence_key);
             if !self.fences.fits(page, begins) {
                 let what = format_args!("page {page} does not begin at its fence");
                 return Err(Error::damaged(&self.object, what));
