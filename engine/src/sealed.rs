@@ -19,12 +19,13 @@ pub fn append_tail(out: &mut Vec<u8>, key: &ObjectKey, id: &[u8; 16], plain: &[u
     out.extend_from_slice(plain);
     out.extend_from_slice(&[0; TAG_BYTES]);
     key.seal(tail_offset as u64, &NO_CONTEXT, &mut out[tail_offset..]);
-    let trailer = Trailer {
-        tail_offset: tail_offset as u64,
-        tail_stored_bytes: (out.len() - tail_offset) as u32,
-        count,
-    };
+    let trailer = trailer(tail_offset as u64, out.len() - tail_offset, count);
     out.extend_from_slice(&trailer.encode(id));
+}
+
+/// The trailer of an object whose sealed tail begins at `tail_offset`.
+pub fn trailer(tail_offset: u64, tail_stored_bytes: usize, count: u32) -> Trailer {
+    Trailer { tail_offset, tail_stored_bytes: tail_stored_bytes as u32, count }
 }
 
 /// Opens the object and returns the plaintext.

@@ -233,7 +233,9 @@ pub fn index_page(data: &[u8]) {
     if let Some(row) = find_in_page(&page, rows, &some_id) {
         assert_eq!(row.id, some_id);
     }
-    let Some(decoded) = decoded(decode_page(OBJECT, &page, rows)) else { return };
+    let mut decoded_rows = Vec::new();
+    let Some(()) = decoded(decode_page(OBJECT, &page, rows, &mut decoded_rows)) else { return };
+    let decoded = decoded_rows;
     assert_eq!(decoded.len(), rows.min(PAGE_ROWS));
     let mut again = [0; PAGE_BYTES];
     encode_page(&decoded, &mut again);

@@ -33,7 +33,7 @@ use crate::format::header::ObjectKind;
 use crate::format::node::{Leaf, NodeRef};
 use crate::format::point::{Counts, RecoveryPoint, Volume};
 use crate::id::{NodeId, PointId, SegmentNo};
-use crate::index::Claims;
+use crate::index::{Claims, Merge};
 use crate::io::{self, BufPool, IoEngine, IoEngineChoice};
 use crate::limits::SEGMENT_BYTES;
 use crate::pack::{FinishedPack, pack_buffer_bytes};
@@ -298,19 +298,33 @@ pub fn run(
     }
     repo.publish(&point)?;
     committed.journal.remove();
+    let (bottleneck, resumed_bytes) = (bottleneck(&shared), shared.resumed_bytes.load(Ordering::Relaxed));
+    let levels = shared.level.used();
+    drop(shared); // and with it the pack buffers: a large merge needs memory of its own
+    tidy_index(&claims, run);
     let mut totals = Counts::default();
     point.volumes.iter().for_each(|v| totals += v.counts);
     Ok(BackupReport {
         point,
         duration_ms: started.elapsed().as_millis() as u64,
-        bottleneck: bottleneck(&shared),
+        bottleneck,
         totals,
         io_engine: engine.name(),
         io_engine_why,
-        resumed_bytes: shared.resumed_bytes.load(Ordering::Relaxed),
-        levels: shared.level.used(),
+        resumed_bytes,
+        levels,
         notes,
     })
+}
+
+/// Merges index segments if there are many. The recovery point is published already, so that it neither waits for this nor fails with it; what is not
+/// done now, the next backup does.
+fn tidy_index(claims: &Claims, run: &Run) {
+    match claims.index().tidy(Merge::Tiers, &|| run.is_cancelled()) {
+        Ok(done) => tracing::debug!(?done, "index tidied"),
+        Err(Error::Cancelled) => tracing::debug!("merging the index was interrupted"),
+        Err(error) => tracing::warn!("the index was not merged, the next backup will try again: {error}"),
+    }
 }
 
 /// Name, source and sizes of a volume, kept while the planner owns the source.

@@ -1,11 +1,10 @@
 //! Index segments: sorted 48-byte rows in sealed 4 KiB pages, and a tail that makes a lookup one page read.
 
-use super::bytes::Reader;
 use super::header::{ObjectKind, TAG_BYTES};
+use super::index_tail::TailView;
 use crate::error::{Error, Result};
 use crate::id::ObjectId;
-use crate::limits::PACK_BYTES_MAX;
-use xorf::{BinaryFuse8, Descriptor, Filter};
+use xorf::{BinaryFuse8, Filter};
 
 /// Bytes of a row.
 pub const ROW_BYTES: usize = 48;
@@ -19,9 +18,9 @@ pub const PAGE_STORED_BYTES: usize = PAGE_BYTES + TAG_BYTES;
 pub const PAGES_OFFSET: u64 = 4096;
 const _: () = assert!(PAGE_STORED_BYTES == 4096);
 
-const TAIL_FIXED_BYTES: usize = 24;
-const PACK_ROW_BYTES: usize = 48;
-const DESCRIPTOR_BYTES: usize = 20;
+pub(super) const TAIL_FIXED_BYTES: usize = 24;
+pub(super) const PACK_ROW_BYTES: usize = 48;
+pub(super) const DESCRIPTOR_BYTES: usize = 20;
 
 /// Where one content is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,13 +78,14 @@ pub fn find_in_page(page: &[u8], rows: usize, id: &[u8; 32]) -> Option<Row> {
     (low < rows && key(low) == &id[..]).then(|| Row::get(&page[low * ROW_BYTES..(low + 1) * ROW_BYTES]))
 }
 
-/// Decodes all rows of a page, checking that they ascend.
-pub fn decode_page(object: &str, page: &[u8], rows: usize) -> Result<Vec<Row>> {
-    let rows: Vec<Row> = page.chunks_exact(ROW_BYTES).take(rows.min(PAGE_ROWS)).map(Row::get).collect();
-    if !rows.windows(2).all(|pair| pair[0].id < pair[1].id) {
+/// Appends all rows of a page to `rows`, checking that they ascend.
+pub fn decode_page(object: &str, page: &[u8], count: usize, rows: &mut Vec<Row>) -> Result<()> {
+    let first = rows.len();
+    rows.extend(page.chunks_exact(ROW_BYTES).take(count.min(PAGE_ROWS)).map(Row::get));
+    if !rows[first..].is_sorted_by(|one, other| one.id < other.id) {
         return Err(Error::damaged(object, "rows of an index page are not in order"));
     }
-    Ok(rows)
+    Ok(())
 }
 
 /// A pack that rows refer to.
@@ -130,10 +130,15 @@ pub fn fence_key(id: &[u8; 32]) -> u64 {
 pub fn build_filter(sorted_ids: impl Iterator<Item = [u8; 32]>) -> Option<BinaryFuse8> {
     let mut keys: Vec<u64> = sorted_ids.map(|id| filter_key(&id)).collect();
     keys.dedup(); // equal first 8 bytes are neighbours in sorted ids
+    build_filter_of(&keys)
+}
+
+/// As [`build_filter`], from the filter keys, each once.
+pub fn build_filter_of(keys: &[u64]) -> Option<BinaryFuse8> {
     if keys.len() < 2 {
         return None;
     }
-    BinaryFuse8::try_from(&keys).ok()
+    BinaryFuse8::try_from(keys).ok()
 }
 
 impl Tail {
@@ -202,70 +207,18 @@ impl Tail {
 
     /// Decodes the tail of a segment with `pages` pages.
     pub fn decode(object: &str, bytes: &[u8], pages: u32) -> Result<Tail> {
-        let mut reader = Reader::new(object, bytes);
-        let entries = reader.u64()?;
-        let fence_count = reader.u32()?;
-        let counts = [reader.u32()? as usize, reader.u32()? as usize, reader.u32()? as usize];
-        let [pack_count, superseded_count, filter_bytes] = counts;
-        if fence_count != pages || entries.div_ceil(PAGE_ROWS as u64) != u64::from(pages) {
-            return Err(reader.damaged(format_args!("{entries} rows cannot stand in {pages} pages")));
-        }
-        let expected =
-            pack_count * PACK_ROW_BYTES + superseded_count * 16 + pages as usize * 8 + filter_bytes;
-        if reader.remaining() != expected {
-            return Err(
-                reader.damaged(format_args!("{expected} bytes expected, {} found", reader.remaining()))
-            );
-        }
-        let mut packs = Vec::with_capacity(pack_count);
-        for _ in 0..pack_count {
-            let id = ObjectId::new(reader.array()?);
-            let salt = reader.array()?;
-            let pack_bytes = reader.u32()?;
-            let kind = match reader.array::<4>()? {
-                [1, 0, 0, 0] => ObjectKind::Data,
-                [2, 0, 0, 0] => ObjectKind::Meta,
-                _ => return Err(reader.damaged("a pack of unknown kind")),
-            };
-            if pack_bytes > PACK_BYTES_MAX {
-                return Err(reader.damaged("a pack of impossible length"));
-            }
-            packs.push(PackRef { id, salt, bytes: pack_bytes, kind });
-        }
-        let superseded =
-            (0..superseded_count).map(|_| reader.array().map(ObjectId::new)).collect::<Result<Vec<_>>>()?;
-        let fences =
-            (0..pages).map(|_| reader.array().map(u64::from_be_bytes)).collect::<Result<Vec<_>>>()?;
-        if !fences.is_sorted() {
-            return Err(reader.damaged("page fences are not in order"));
-        }
-        let filter = (filter_bytes > 0).then(|| decode_filter(&mut reader, filter_bytes)).transpose()?;
-        reader.finish()?;
-        Ok(Tail { entries, packs, superseded, fences, filter })
+        let view = TailView::parse(object, bytes, pages)?;
+        Ok(Tail {
+            entries: view.entries,
+            packs: view.packs().collect::<Result<_>>()?,
+            superseded: view.superseded().collect(),
+            fences: view.fences().collect(),
+            filter: view.filter.map(|descriptor| BinaryFuse8 {
+                descriptor,
+                fingerprints: bytes[view.fingerprints_at..].into(),
+            }),
+        })
     }
-}
-
-/// Decodes a filter, checking all that its lookups take for granted.
-fn decode_filter(reader: &mut Reader<'_, '_>, bytes: usize) -> Result<BinaryFuse8> {
-    let descriptor = Descriptor {
-        seed: reader.u64()?,
-        segment_length: reader.u32()?,
-        segment_length_mask: reader.u32()?,
-        segment_count_length: reader.u32()?,
-    };
-    let fingerprints: Box<[u8]> = reader.take(bytes.saturating_sub(DESCRIPTOR_BYTES))?.into();
-    let length = u64::from(descriptor.segment_length);
-    let total = u64::from(descriptor.segment_count_length) + 2 * length;
-    if !descriptor.segment_length.is_power_of_two()
-        || u64::from(descriptor.segment_length_mask) != length - 1
-        // Lookups touch three segments in a row, so a filter without one to begin in has no room for them.
-        || descriptor.segment_count_length == 0
-        || !u64::from(descriptor.segment_count_length).is_multiple_of(length)
-        || total != fingerprints.len() as u64
-    {
-        return Err(reader.damaged("a filter whose parts do not fit together"));
-    }
-    Ok(BinaryFuse8 { descriptor, fingerprints })
 }
 
 #[cfg(test)]
@@ -334,7 +287,9 @@ mod tests {
                 )
                 .is_none())
             );
-            assert_eq!(decode_page("x", &pages[0], tail.rows_in_page(0)).unwrap(), rows[..count.min(85)]);
+            let mut decoded = Vec::new();
+            decode_page("x", &pages[0], tail.rows_in_page(0), &mut decoded).unwrap();
+            assert_eq!(decoded, rows[..count.min(85)]);
             for keep in (0..bytes.len()).step_by(7) {
                 assert!(Tail::decode("x", &bytes[..keep], tail.fences.len() as u32).is_err());
             }

@@ -5,6 +5,7 @@ pub mod bytes;
 pub mod config;
 pub mod header;
 pub mod index_segment;
+pub mod index_tail;
 pub mod node;
 pub mod pack;
 pub mod plain;

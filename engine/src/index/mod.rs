@@ -1,85 +1,194 @@
-//! Which contents the repository holds, and where: immutable sorted segments, and per run what it has claimed and stored since.
+//! Which contents the repository holds, and where: immutable sorted segments, merged as they get many, and per run what it has claimed and stored since.
 
+mod claims;
+mod fences;
+mod load;
+mod merge;
+mod nearby;
 mod pending;
+mod plan;
+mod rows;
+mod runs;
 mod segment;
+mod ways;
 mod writer;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::time::{Duration, Instant};
 
+pub use claims::Claims;
+pub use merge::{Merge, Tidied};
 pub use pending::Pending;
 pub use segment::{PageCache, Segment};
-pub use writer::{NewRow, encode_segment};
+pub use writer::{NewRow, SegmentWriter, encode_segment};
 
 use crate::crypto::RepoKeys;
 use crate::error::{Error, Result};
 use crate::format::header::ObjectKind;
 use crate::format::index_segment::PackRef;
-use crate::format::pack::TocRow;
 use crate::id::ObjectId;
 use crate::pack::Location;
 use crate::store::{Body, PutOutcome, Store};
+use nearby::Nearby;
+use rows::MergedRows;
+use runs::Runs;
 
-/// Rows gathered before a segment is written: about 16 GiB of new data, and 30 MB of memory.
-const FLUSH_ROWS: usize = 256 << 10;
-/// Pages of all segments kept decrypted: 16 MiB.
-const CACHED_PAGES: usize = 4096;
+/// Decrypted pages kept: what is left of the budget by filters and fences, within these bounds.
+const CACHED_PAGES: std::ops::RangeInclusive<usize> = 1024..=4096;
+/// What filters, fences and pages together may take before pages give way.
+const MEMORY_BYTES: usize = 176 << 20;
+/// A list that was found unchanged is not read again before this: a badly hurt repository misses a great many contents.
+const LIST_FRESH: Duration = Duration::from_secs(1);
+/// Times that a lookup starts again because the segments it asked were merged and deleted.
+const TRIES: usize = 8;
 
 /// The index of an open repository. Lookups may run on any number of threads.
 pub struct Index {
     store: Arc<dyn Store>,
     keys: Arc<RepoKeys>,
-    segments: RwLock<Vec<Arc<Segment>>>,
+    runs: RwLock<Arc<Runs>>,
+    /// Held while the list is read again, so that of many threads that miss a segment one reads it. Inside: when it was last found unchanged.
+    reloading: Mutex<Option<Instant>>,
+    /// Segments that were superseded already when the index was opened: see `tidy`.
+    superseded: Mutex<Vec<ObjectId>>,
     pages: PageCache,
+    /// Rows of one part of a merge.
+    part_rows: u64,
+    nearby: Nearby,
     /// Packs that are known to be gone or cut short: what is in them counts as absent.
     excluded: OnceLock<HashSet<ObjectId>>,
 }
 
 impl Index {
-    /// Opens all index segments of the repository: their tails are read, rows are read when they are asked for.
+    /// Opens all live index segments of the repository: their tails are read, rows are read when they are asked for.
     pub fn load(store: Arc<dyn Store>, keys: Arc<RepoKeys>) -> Result<Self> {
-        let mut names = Vec::new();
-        store.list(ObjectKind::Index.prefix(), &mut |key, bytes| names.push((key.to_owned(), bytes)))?;
-        names.sort(); // by time: see `find`
-        let mut segments = Vec::with_capacity(names.len());
-        for (object, object_bytes) in names {
-            let id = object
-                .strip_prefix(ObjectKind::Index.prefix())
-                .and_then(ObjectId::from_hex)
-                .ok_or_else(|| Error::damaged(&object, "its name is not an id"))?;
-            segments.push(Segment::open(store.as_ref(), &keys, id, object_bytes)?);
-        }
-        let superseded: Vec<ObjectId> =
-            segments.iter().flat_map(|s| s.tail().superseded.iter().copied()).collect();
-        segments.retain(|s| !superseded.contains(&s.id()));
+        let loaded = load::load(store.as_ref(), &keys, &Runs::default())?;
+        let taken: usize = loaded.runs.segments().map(|segment| segment.memory_bytes()).sum();
+        let pages = MEMORY_BYTES.saturating_sub(taken) / 4096;
         Ok(Self {
             store,
             keys,
-            segments: RwLock::new(segments.into_iter().map(Arc::new).collect()),
-            pages: PageCache::new(CACHED_PAGES),
+            runs: RwLock::new(Arc::new(loaded.runs)),
+            reloading: Mutex::new(None),
+            superseded: Mutex::new(loaded.superseded),
+            pages: PageCache::new(pages.clamp(*CACHED_PAGES.start(), *CACHED_PAGES.end()), false),
+            part_rows: merge::PART_ROWS,
+            nearby: Nearby::default(),
             excluded: OnceLock::new(),
         })
     }
 
-    /// Where `id` is, if a published index segment says so.
+    /// Where `id` is, if a published index segment says so. Of several places it is one that was right when it was written, mostly the newest.
     pub fn find(&self, id: &[u8; 32]) -> Result<Option<Location>> {
+        if let Some(location) = self.nearby.find(id)
+            && !self.is_excluded(&location)
+        {
+            return Ok(Some(location));
+        }
+        let found = self.find_newest(id)?;
+        if let Some(location) = &found {
+            self.nearby.note(self.store.as_ref(), &self.keys, &location.pack);
+        }
+        Ok(found)
+    }
+
+    /// Where the newest row says that `id` is.
+    pub fn find_newest(&self, id: &[u8; 32]) -> Result<Option<Location>> {
+        let mut tries = 0;
+        loop {
+            // The filters under the lock, pages outside it: most absent ids need no more.
+            let (runs, first) = {
+                let runs = self.lock_runs();
+                let Some(first) = runs.candidates(id).next().cloned() else { return Ok(None) };
+                (Arc::clone(&runs), first)
+            };
+            tries += 1;
+            match self.find_in(&runs, &first, id) {
+                // A segment was merged and deleted since the list was read. Where its rows are now is in the list of today.
+                Err(Error::Missing { object, needed_by }) if tries < TRIES => {
+                    if !self.reload(&runs)? {
+                        return Err(Error::Missing { object, needed_by });
+                    }
+                }
+                found => return found,
+            }
+        }
+    }
+
+    fn find_in(&self, runs: &Runs, first: &Segment, id: &[u8; 32]) -> Result<Option<Location>> {
+        let find = |segment: &Segment| {
+            let found = segment.find(self.store.as_ref(), &self.pages, id)?;
+            Ok(found.filter(|location| !self.is_excluded(location)))
+        };
+        if let Some(location) = find(first)? {
+            return Ok(Some(location));
+        }
         // Newest first: neighbours in time are neighbours in content, and what was stored again because a pack was lost is found where it is.
-        for segment in self.segments().iter().rev() {
-            if let Some(location) = segment.find(self.store.as_ref(), &self.pages, id)?
-                && self.excluded.get().is_none_or(|excluded| !excluded.contains(&location.pack.id))
-            {
+        for segment in runs.candidates(id).filter(|segment| segment.id() != first.id()) {
+            if let Some(location) = find(segment)? {
                 return Ok(Some(location));
             }
         }
         Ok(None)
     }
 
+    fn is_excluded(&self, location: &Location) -> bool {
+        self.excluded.get().is_some_and(|excluded| excluded.contains(&location.pack.id))
+    }
+
     /// Like [`find`](Self::find), but an id that is nowhere is damage.
     pub fn locate(&self, id: &[u8; 32], needed_by: &str) -> Result<Location> {
-        self.find(id)?.ok_or_else(|| Error::Missing {
+        self.needed(id, needed_by, &|| self.find(id))
+    }
+
+    /// Like [`find_newest`](Self::find_newest), but an id that is nowhere is damage.
+    pub fn locate_newest(&self, id: &[u8; 32], needed_by: &str) -> Result<Location> {
+        self.needed(id, needed_by, &|| self.find_newest(id))
+    }
+
+    fn needed(
+        &self,
+        id: &[u8; 32],
+        needed_by: &str,
+        find: &dyn Fn() -> Result<Option<Location>>,
+    ) -> Result<Location> {
+        if let Some(location) = find()? {
+            return Ok(location);
+        }
+        // Before anything is called lost: the list may have been read while a merge came and its inputs went.
+        let runs = Arc::clone(&self.lock_runs());
+        let fresh = *self.reloading.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if fresh.is_none_or(|then| then.elapsed() > LIST_FRESH)
+            && self.reload(&runs)?
+            && let Some(location) = find()?
+        {
+            return Ok(location);
+        }
+        Err(Error::Missing {
             object: format!("content {}", hex::encode(id)),
             needed_by: needed_by.to_owned(),
         })
+    }
+
+    /// Reads the list of segments again, unless another thread did since `seen` was current. False if it is what it was.
+    fn reload(&self, seen: &Arc<Runs>) -> Result<bool> {
+        let mut unchanged = self.reloading.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let current = Arc::clone(&self.lock_runs());
+        if !Arc::ptr_eq(&current, seen) {
+            return Ok(true);
+        }
+        let loaded = load::load(self.store.as_ref(), &self.keys, &current)?;
+        let changed = loaded.runs.listed() != current.listed();
+        if changed {
+            let mut runs = self.runs.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+            if Arc::ptr_eq(&runs, &current) {
+                *runs = Arc::new(loaded.runs);
+            }
+            // Otherwise this run has published a segment meanwhile, and the next lookup that misses something reloads.
+        }
+        *unchanged = (!changed).then(Instant::now);
+        Ok(changed)
     }
 
     /// Finds out which packs are gone or shorter than they should be, and treats what is in them as absent from now on, so that a backup stores it again. Asks the store for
@@ -104,42 +213,82 @@ impl Index {
 
     /// Publishes a segment with these rows and answers from it from now on.
     fn publish(&self, rows: &[NewRow], packs: &[PackRef]) -> Result<()> {
-        let id = ObjectId::at(unix_ms_now())?;
+        let id = ObjectId::at(self.next_ms())?;
         let bytes = encode_segment(&self.keys, id, rows, packs, &[])?;
         let object = ObjectKind::Index.key(&id.to_string());
         fail::fail_point!("index-before-put");
         if self.store.put_new(&object, Body::Bytes(&bytes))? == PutOutcome::Exists {
-            return Err(Error::damaged(
-                &object,
-                "a random name that was taken: the random source repeats itself",
-            ));
+            return Err(taken(&object));
         }
-        let segment = Segment::from_bytes(&self.keys, id, &bytes)?;
-        self.segments.write().unwrap_or_else(|poisoned| poisoned.into_inner()).push(Arc::new(segment));
+        let segment = Segment::from_bytes(&self.keys, id, &bytes, None)?;
+        let mut runs = self.runs.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        *runs = Arc::new(runs.with(segment));
         Ok(())
     }
 
-    /// The open segments.
-    pub fn segments(&self) -> Vec<Arc<Segment>> {
-        self.segments.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    /// The time that a new segment is named after: behind all that are known here, whatever the clock says.
+    fn next_ms(&self) -> u64 {
+        let newest = self.lock_runs().listed().iter().max().map_or(0, |id| unix_ms_of(*id));
+        unix_ms_now().max(newest + 1)
     }
 
-    /// Calls `each` for every row of every segment. An id may come more than once.
+    fn lock_runs(&self) -> std::sync::RwLockReadGuard<'_, Arc<Runs>> {
+        self.runs.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The live segments.
+    pub fn segments(&self) -> Vec<Arc<Segment>> {
+        self.lock_runs().segments().cloned().collect()
+    }
+
+    /// Calls `each` for the newest row of every id, in the order of ids. If segments are deleted under it, it begins anew behind the last id.
     pub fn each_row(&self, each: &mut dyn FnMut(&[u8; 32], Location) -> Result<()>) -> Result<()> {
-        for segment in self.segments() {
-            segment.each_row(self.store.as_ref(), each)?;
+        let mut last: Option<[u8; 32]> = None;
+        let mut tries = 0;
+        loop {
+            let runs = Arc::clone(&self.lock_runs());
+            tries += 1;
+            match self.walk(&runs, &mut last, each) {
+                Err(Error::Missing { object, needed_by }) if tries < TRIES => {
+                    if !self.reload(&runs)? {
+                        return Err(Error::Missing { object, needed_by });
+                    }
+                }
+                walked => return walked,
+            }
+        }
+    }
+
+    fn walk(
+        &self,
+        runs: &Runs,
+        last: &mut Option<[u8; 32]>,
+        each: &mut dyn FnMut(&[u8; 32], Location) -> Result<()>,
+    ) -> Result<()> {
+        let excluded = self.excluded.get();
+        let mut rows = MergedRows::new(self.store.as_ref(), runs.runs())?;
+        while let Some(found) = rows.next(&|row, segment| merge::is_refused(excluded, row, segment))? {
+            if last.is_none_or(|last| last < found.row.id) {
+                each(&found.row.id, rows.segment(&found).location(&found.row)?)?;
+                *last = Some(found.row.id);
+            }
         }
         Ok(())
     }
 
     /// All packs that segments know, each once.
     pub fn packs(&self) -> Vec<PackRef> {
-        let mut packs: Vec<PackRef> =
-            self.segments().iter().flat_map(|s| s.tail().packs.iter().copied()).collect();
-        packs.sort_by_key(|p| p.id);
-        packs.dedup_by_key(|p| p.id);
-        packs
+        let runs = Arc::clone(&self.lock_runs());
+        runs.packs()
     }
+}
+
+fn taken(object: &str) -> Error {
+    Error::damaged(object, "a random name that was taken: the random source repeats itself")
+}
+
+fn unix_ms_of(id: ObjectId) -> u64 {
+    id.as_bytes()[..6].iter().fold(0, |ms, byte| ms << 8 | u64::from(*byte))
 }
 
 fn unix_ms_now() -> u64 {
@@ -148,150 +297,5 @@ fn unix_ms_now() -> u64 {
         .map_or(0, |since| since.as_millis() as u64)
 }
 
-/// What one backup claims and stores. It is the run's own: a claim of a run that fails must never let another run believe that a content is stored, so two runs of one
-/// process may store a content twice, and never refer to one that is not there.
-pub struct Claims {
-    index: Arc<Index>,
-    pending: Pending,
-}
-
-impl Claims {
-    /// No claims yet.
-    pub fn new(index: Arc<Index>) -> Self {
-        Self { index, pending: Pending::default() }
-    }
-
-    /// What is published.
-    pub fn index(&self) -> &Arc<Index> {
-        &self.index
-    }
-
-    /// Claims `id` for the caller: true if it is in no segment and nobody in this run has claimed it. Of two threads that ask for the same id
-    /// one gets true, so no content is stored twice by a run.
-    pub fn reserve(&self, id: &[u8; 32]) -> Result<bool> {
-        if self.pending.contains(id) || self.index.find(id)?.is_some() {
-            return Ok(false);
-        }
-        Ok(self.pending.claim(id))
-    }
-
-    /// Tells that a pack is durable; its rows get into the next segment, which is written as soon as enough have come together.
-    pub fn add_durable(&self, pack: PackRef, rows: Vec<TocRow>) -> Result<()> {
-        if self.pending.add_durable(pack, rows) >= FLUSH_ROWS { self.flush() } else { Ok(()) }
-    }
-
-    /// Writes a segment with all rows of durable packs that are in none yet. After this, everything stored can be found by others.
-    pub fn flush(&self) -> Result<()> {
-        let Some((rows, packs)) = self.pending.take_durable() else { return Ok(()) };
-        self.index.publish(&rows, &packs)?;
-        // Only now: a claim must not be forgotten before the segment answers for it.
-        self.pending.forget(rows.iter().map(|row| &row.id));
-        Ok(())
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::format::header::Cipher;
-    use crate::store::MemoryStore;
-    use zeroize::Zeroizing;
-
-    fn fixture() -> (Arc<dyn Store>, Arc<RepoKeys>) {
-        let keys = RepoKeys::derive(&Zeroizing::new([1; 32]), Cipher::Aes256Gcm);
-        (Arc::new(MemoryStore::default()), Arc::new(keys))
-    }
-
-    fn id(n: u32) -> [u8; 32] {
-        *blake3::hash(&n.to_le_bytes()).as_bytes()
-    }
-
-    fn pack(n: u8) -> PackRef {
-        PackRef { id: ObjectId::new([n; 16]), salt: [n; 24], bytes: 1 << 20, kind: ObjectKind::Data }
-    }
-
-    fn rows(range: std::ops::Range<u32>) -> Vec<TocRow> {
-        range.map(|n| TocRow { id: id(n), offset: 96 + n, stored_bytes: 50, raw_bytes: 4096 }).collect()
-    }
-
-    #[test]
-    fn claims_flushes_and_reopened_lookups_agree() {
-        let (store, keys) = fixture();
-        let index = Arc::new(Index::load(store.clone(), keys.clone()).unwrap());
-        let (claims, other) = (Claims::new(index.clone()), Claims::new(index.clone()));
-        assert!(claims.reserve(&id(1)).unwrap());
-        assert!(!claims.reserve(&id(1)).unwrap(), "claimed");
-        assert!(other.reserve(&id(1)).unwrap(), "another run does not rely on it");
-        assert!(index.find(&id(1)).unwrap().is_none(), "claimed is not yet stored");
-        for n in 0..1000 {
-            claims.reserve(&id(n)).unwrap();
-        }
-        claims.add_durable(pack(1), rows(0..500)).unwrap();
-        claims.add_durable(pack(2), rows(500..1000)).unwrap();
-        claims.flush().unwrap();
-        claims.flush().unwrap();
-        assert_eq!(index.segments().len(), 1, "an empty flush writes nothing");
-        let again = Index::load(store, keys).unwrap();
-        let again = Arc::new(again);
-        for index in [&index, &again] {
-            for n in 0..1000 {
-                let at = index.find(&id(n)).unwrap().unwrap();
-                assert_eq!((at.offset, at.pack), (96 + n, pack(if n < 500 { 1 } else { 2 })));
-                assert!(!Claims::new(index.clone()).reserve(&id(n)).unwrap());
-            }
-            assert!(index.find(&id(1000)).unwrap().is_none());
-            let mut count = 0;
-            index
-                .each_row(&mut |_, _| {
-                    count += 1;
-                    Ok(())
-                })
-                .unwrap();
-            assert_eq!((count, index.packs()), (1000, vec![pack(1), pack(2)]));
-        }
-    }
-
-    #[test]
-    fn of_racing_claims_one_wins() {
-        let (store, keys) = fixture();
-        let claims = Claims::new(Arc::new(Index::load(store, keys).unwrap()));
-        let wins: usize = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| (0..2000).filter(|n| claims.reserve(&id(*n)).unwrap()).count()))
-                .collect();
-            threads.into_iter().map(|t| t.join().unwrap()).sum()
-        });
-        assert_eq!(wins, 2000);
-    }
-
-    #[test]
-    fn a_hurt_segment_is_refused_and_a_superseded_one_is_skipped() {
-        let (store, keys) = fixture();
-        let old = ObjectId::new([1; 16]);
-        let new = ObjectId::new([2; 16]);
-        let make =
-            |n: u32| vec![NewRow { id: id(n), pack_no: 0, offset: 96, stored_bytes: 20, raw_bytes: 3 }];
-        let put = |segment: ObjectId, bytes: &[u8]| {
-            store.put_new(&ObjectKind::Index.key(&segment.to_string()), Body::Bytes(bytes)).unwrap();
-        };
-        put(old, &encode_segment(&keys, old, &make(1), &[pack(1)], &[]).unwrap());
-        put(new, &encode_segment(&keys, new, &make(1), &[pack(2)], &[old]).unwrap());
-        let index = Index::load(store.clone(), keys.clone()).unwrap();
-        assert_eq!(index.segments().len(), 1);
-        assert_eq!(index.find(&id(1)).unwrap().unwrap().pack, pack(2));
-
-        let bytes = encode_segment(&keys, ObjectId::new([3; 16]), &make(7), &[pack(1)], &[]).unwrap();
-        for at in (0..bytes.len()).step_by(13) {
-            let mut hurt = bytes.clone();
-            hurt[at] ^= 4;
-            let (store, _) = fixture();
-            store.put_new(&ObjectKind::Index.key(&"03".repeat(16)), Body::Bytes(&hurt)).unwrap();
-            let found = Index::load(store, keys.clone()).and_then(|index| index.find(&id(7)));
-            match found {
-                Err(error) => assert!(error.is_damage(), "byte {at}: {error}"),
-                // The padding between header and first page is not authenticated, and means nothing.
-                Ok(row) => assert!((96..4096).contains(&at) && row.is_some(), "byte {at} flipped unnoticed"),
-            }
-        }
-    }
-}
+mod tests;

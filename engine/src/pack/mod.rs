@@ -4,4 +4,4 @@ mod builder;
 mod reader;
 
 pub use builder::{FinishedPack, PackBuilder, pack_buffer_bytes};
-pub use reader::{FrameReader, Location, read_contents};
+pub use reader::{FrameReader, Location, read_contents, read_toc};

@@ -104,6 +104,35 @@ pub fn read_contents(
     Ok((PackRef { id, salt: header.salt, bytes: object_bytes as u32, kind }, rows))
 }
 
+/// What is read from the end of a pack at first: the whole table of contents of most packs.
+const END_BYTES: usize = 64 << 10;
+
+/// Reads the table of contents of a pack that an index segment knows: mostly one request.
+pub fn read_toc(store: &dyn Store, keys: &RepoKeys, pack: &PackRef) -> Result<Vec<TocRow>> {
+    let object = pack.kind.key(&pack.id.to_string());
+    let mut end = Vec::new();
+    let missing = || Error::Missing { object: object.clone(), needed_by: "the index".into() };
+    let bytes = store.get(&object, Span::Last(END_BYTES), &mut end)?.ok_or_else(missing)?;
+    if bytes != u64::from(pack.bytes) || end.len() < TRAILER_BYTES {
+        return Err(Error::damaged(&object, format_args!("{bytes} bytes long, {} in the index", pack.bytes)));
+    }
+    let trailer = Trailer::decode(&object, &end[end.len() - TRAILER_BYTES..], pack.id.as_bytes(), bytes)?;
+    let end_offset = bytes - end.len() as u64;
+    let len = trailer.tail_stored_bytes as usize;
+    let toc = if trailer.tail_offset < end_offset {
+        store.get(&object, Span::At { offset: trailer.tail_offset, len }, &mut end)?.ok_or_else(missing)?;
+        &mut end[..]
+    } else {
+        let from = (trailer.tail_offset - end_offset) as usize;
+        &mut end[from..from + len]
+    };
+    let toc = keys
+        .pack_key(pack)
+        .open_in_place(trailer.tail_offset, &NO_CONTEXT, toc)
+        .map_err(|_| Error::damaged(&object, "its table of contents does not authenticate"))?;
+    decode_toc(&object, toc, trailer.count, trailer.tail_offset)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{PackBuilder, pack_buffer_bytes};
@@ -132,6 +161,8 @@ mod tests {
 
         let (pack, rows) = read_contents(&store, &keys, ObjectKind::Data, done.pack.id).unwrap();
         assert_eq!((pack, &rows), (done.pack, &done.rows));
+        assert_eq!(read_toc(&store, &keys, &pack).unwrap(), rows);
+        assert!(read_toc(&store, &keys, &PackRef { bytes: pack.bytes - 1, ..pack }).unwrap_err().is_damage());
         let mut reader = FrameReader::new().unwrap();
         for (row, raw) in rows.iter().zip(&contents) {
             let at = Location {

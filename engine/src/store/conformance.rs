@@ -1,6 +1,7 @@
 //! What every store must do. Each implementation's tests call [`check`].
 
 use super::{Body, PutOutcome, Span, Store};
+use crate::error::Error;
 use crate::io::BufPool;
 
 /// Runs the suite on an empty store.
@@ -9,6 +10,7 @@ pub fn check(store: &dyn Store) {
     spans(store);
     listing(store);
     racing_puts(store);
+    streams(store);
 }
 
 fn get(store: &dyn Store, key: &str, span: Span) -> Option<(u64, Vec<u8>)> {
@@ -82,4 +84,30 @@ fn racing_puts(store: &dyn Store) {
     assert_eq!(created, 1, "exactly one of racing puts wins");
     let (bytes, contents) = get(store, "points/race", Span::All).unwrap();
     assert!(bytes == 100 && contents.iter().all(|b| *b == contents[0]));
+}
+
+fn streams(store: &dyn Store) {
+    let bytes: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
+    let stored = store.put_streamed("index/streamed", &mut |out| {
+        bytes.chunks(7777).for_each(|piece| out.write_all(piece).unwrap());
+        Ok(())
+    });
+    assert_eq!(stored.unwrap(), PutOutcome::Created);
+    assert_eq!(get(store, "index/streamed", Span::All), Some((3_000_000, bytes.clone())));
+    let again =
+        store.put_streamed("index/streamed", &mut |out| out.write_all(b"x").map_err(Error::io("write", "x")));
+    assert_eq!(again.unwrap(), PutOutcome::Exists);
+    let failed = store.put_streamed("index/failed", &mut |out| {
+        out.write_all(b"half").unwrap();
+        Err(Error::Cancelled)
+    });
+    assert!(matches!(failed, Err(Error::Cancelled)));
+    assert_eq!(get(store, "index/failed", Span::All), None);
+    assert!(store.open_object("index/failed").unwrap().is_none());
+    if let Some(open) = store.open_object("index/streamed").unwrap() {
+        store.delete("index/streamed").unwrap();
+        let mut out = [0; 100];
+        assert_eq!(open.read_at(2_999_950, &mut out).unwrap(), 50, "readable though deleted");
+        assert_eq!(out[..50], bytes[2_999_950..]);
+    }
 }

@@ -11,12 +11,14 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::tmp::TmpDir;
-use super::{Body, PutOutcome, Span, Store};
+use super::{Body, Fill, PutOutcome, ReadAt, Span, Store};
 use crate::error::{Error, Result};
 use crate::io::{DurableWriter, IoEngine};
 
 /// Packs written at a time.
 const WRITES_AT_A_TIME: usize = 4;
+/// Bytes of a streamed object that go to the kernel at a time.
+const STREAM_BYTES: usize = 1 << 20;
 
 /// Objects as files below a directory.
 pub struct LocalStore {
@@ -101,32 +103,16 @@ impl LocalStore {
         }
         Ok(())
     }
-}
 
-impl Store for LocalStore {
-    fn location(&self) -> &str {
-        &self.location
-    }
-
-    fn lists_cheaply(&self) -> bool {
-        true
-    }
-
-    fn set_io_engine(&self, engine: IoEngine) {
-        let mut slot = self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if slot.as_ref().is_none_or(|(current, _)| *current != engine) {
-            *slot = Some((engine, Arc::new(DurableWriter::new(engine, WRITES_AT_A_TIME))));
-        }
-    }
-
-    fn put_new(&self, key: &str, body: Body<'_>) -> Result<PutOutcome> {
+    /// Publishes under `key`, if that is free, what `write` leaves under a temporary name.
+    fn put(&self, key: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<PutOutcome> {
         let path = self.path(key);
         if path.exists() {
             return Ok(PutOutcome::Exists); // the rename below decides; this saves the write in the common case
         }
         let tmp = self.tmp()?;
         let tmp_path = tmp.next_path();
-        let stored = self.write_tmp(&tmp_path, body).and_then(|()| self.make_parent(&path)).and_then(|()| {
+        let stored = write(&tmp_path).and_then(|()| self.make_parent(&path)).and_then(|()| {
             fail::fail_point!("local-before-rename");
             rename_new(&tmp_path, &path).map_err(Error::io("publish", path.display()))
         });
@@ -146,21 +132,74 @@ impl Store for LocalStore {
             }
         }
     }
+}
+
+/// A file held open.
+struct OpenObject {
+    file: File,
+    path: PathBuf,
+}
+
+impl ReadAt for OpenObject {
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
+        let mut filled = 0;
+        while filled < out.len() {
+            let at = offset + filled as u64;
+            match self.file.read_at(&mut out[filled..], at) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    return Err(Error::io("read", format_args!("{} at byte {at}", self.path.display()))(e));
+                }
+            }
+        }
+        Ok(filled)
+    }
+}
+
+impl Store for LocalStore {
+    fn location(&self) -> &str {
+        &self.location
+    }
+
+    fn lists_cheaply(&self) -> bool {
+        true
+    }
+
+    fn set_io_engine(&self, engine: IoEngine) {
+        let mut slot = self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if slot.as_ref().is_none_or(|(current, _)| *current != engine) {
+            *slot = Some((engine, Arc::new(DurableWriter::new(engine, WRITES_AT_A_TIME))));
+        }
+    }
+
+    fn put_new(&self, key: &str, body: Body<'_>) -> Result<PutOutcome> {
+        self.put(key, |path| self.write_tmp(path, body))
+    }
+
+    fn put_streamed(&self, key: &str, fill: &mut Fill<'_>) -> Result<PutOutcome> {
+        self.put(key, |path| {
+            let file = File::create_new(path).map_err(Error::io("create", path.display()))?;
+            let mut buffered = io::BufWriter::with_capacity(STREAM_BYTES, file);
+            fill(&mut buffered)?;
+            buffered
+                .into_inner()
+                .map_err(io::IntoInnerError::into_error)
+                .and_then(|file| file.sync_all())
+                .map_err(Error::io("write", path.display()))
+        })
+    }
+
+    fn open_object(&self, key: &str) -> Result<Option<Box<dyn ReadAt>>> {
+        let path = self.path(key);
+        Ok(open_object(&path)?.map(|file| Box::new(OpenObject { file, path }) as Box<dyn ReadAt>))
+    }
 
     fn get_into(&self, key: &str, offset: u64, out: &mut [u8]) -> Result<Option<usize>> {
         let path = self.path(key);
         let Some(file) = open_object(&path)? else { return Ok(None) };
-        let mut filled = 0;
-        while filled < out.len() {
-            let at = offset + filled as u64;
-            match file.read_at(&mut out[filled..], at) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::io("read", format_args!("{} at byte {at}", path.display()))(e)),
-            }
-        }
-        Ok(Some(filled))
+        OpenObject { file, path }.read_at(offset, out).map(Some)
     }
 
     fn get(&self, key: &str, span: Span, out: &mut Vec<u8>) -> Result<Option<u64>> {

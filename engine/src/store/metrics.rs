@@ -1,8 +1,9 @@
 //! A decorator that counts requests: they are what an object store bills.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Body, PutOutcome, Span, Store};
+use super::{Body, Fill, PutOutcome, ReadAt, Span, Store};
 use crate::error::Result;
 use crate::io::IoEngine;
 
@@ -25,7 +26,7 @@ pub struct Requests {
 #[derive(Debug, Default)]
 pub struct Counted<S> {
     inner: S,
-    get: AtomicU64,
+    get: Arc<AtomicU64>,
     put: AtomicU64,
     list: AtomicU64,
     delete: AtomicU64,
@@ -36,11 +37,24 @@ impl<S: Store> Counted<S> {
     pub fn new(inner: S) -> Self {
         Self {
             inner,
-            get: AtomicU64::new(0),
+            get: Arc::default(),
             put: AtomicU64::new(0),
             list: AtomicU64::new(0),
             delete: AtomicU64::new(0),
         }
+    }
+}
+
+/// Counts the reads of an object held open.
+struct CountedObject {
+    inner: Box<dyn ReadAt>,
+    get: Arc<AtomicU64>,
+}
+
+impl ReadAt for CountedObject {
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
+        self.get.fetch_add(1, Ordering::Relaxed);
+        self.inner.read_at(offset, out)
     }
 }
 
@@ -52,6 +66,16 @@ impl<S: Store> Store for Counted<S> {
     fn put_new(&self, key: &str, body: Body<'_>) -> Result<PutOutcome> {
         self.put.fetch_add(1, Ordering::Relaxed);
         self.inner.put_new(key, body)
+    }
+
+    fn put_streamed(&self, key: &str, fill: &mut Fill<'_>) -> Result<PutOutcome> {
+        self.put.fetch_add(1, Ordering::Relaxed);
+        self.inner.put_streamed(key, fill)
+    }
+
+    fn open_object(&self, key: &str) -> Result<Option<Box<dyn ReadAt>>> {
+        let opened = self.inner.open_object(key)?;
+        Ok(opened.map(|inner| Box::new(CountedObject { inner, get: self.get.clone() }) as Box<dyn ReadAt>))
     }
 
     fn get(&self, key: &str, span: Span, out: &mut Vec<u8>) -> Result<Option<u64>> {

@@ -66,6 +66,15 @@ pub enum Span {
     Last(usize),
 }
 
+/// Writes the bytes of a streamed object.
+pub type Fill<'a> = dyn FnMut(&mut dyn std::io::Write) -> Result<()> + 'a;
+
+/// An object held open. It can be read to its end even if it is deleted meanwhile.
+pub trait ReadAt: Send + Sync {
+    /// Fills `out` from `offset` on; the count is smaller only where the object ends.
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize>;
+}
+
 /// A flat set of immutable objects. Every call blocks and may be made from any thread; keys are relative paths of `[a-z0-9/]`.
 /// All implementations pass `conformance::check`.
 pub trait Store: Send + Sync {
@@ -85,6 +94,20 @@ pub trait Store: Send + Sync {
         let found = self.get(key, Span::At { offset, len: out.len() }, &mut bytes)?;
         out[..bytes.len()].copy_from_slice(&bytes);
         Ok(found.map(|_| bytes.len()))
+    }
+
+    /// Like [`put_new`](Self::put_new), for an object too large to be in memory at once: `fill` is called at most once and writes the bytes in order.
+    /// If it fails, nothing is stored. Without an implementation of its own, a store gathers the bytes first.
+    fn put_streamed(&self, key: &str, fill: &mut Fill<'_>) -> Result<PutOutcome> {
+        let mut bytes = Vec::new();
+        fill(&mut bytes)?;
+        self.put_new(key, Body::Bytes(&bytes))
+    }
+
+    /// A handle for many small reads of one object, from stores where that saves something; `None` elsewhere, and if there is no such object:
+    /// then [`get_into`](Self::get_into) is the way, and its answer the truth.
+    fn open_object(&self, _key: &str) -> Result<Option<Box<dyn ReadAt>>> {
+        Ok(None)
     }
 
     /// Calls `each(key, bytes)` for every object whose key begins with `prefix`, in no particular order.

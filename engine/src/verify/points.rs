@@ -131,16 +131,9 @@ impl Walk<'_> {
             let Some(chunk) = piece.chunk else { continue };
             self.chunks += 1;
             let range = start + u64::from(offset)..start + u64::from(offset + piece.len);
-            match self.index.find(chunk.as_bytes()) {
-                Ok(Some(at)) if self.state.is_sound(chunk.as_bytes(), &at) => {}
-                Ok(Some(_)) => hurt.push(range), // the pack's problem is noted
-                Ok(None) => {
-                    self.problems.note(Error::Missing {
-                        object: format!("chunk {chunk}"),
-                        needed_by: "a manifest".into(),
-                    })?;
-                    hurt.push(range);
-                }
+            match self.index.locate_newest(chunk.as_bytes(), "a manifest") {
+                Ok(at) if self.state.is_sound(chunk.as_bytes(), &at) => {}
+                Ok(_) => hurt.push(range), // the pack's problem is noted
                 Err(error) => {
                     self.problems.note(error)?;
                     hurt.push(range);

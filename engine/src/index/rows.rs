@@ -1,0 +1,200 @@
+//! Rows of runs in the order of their ids, read as a stream: one run, or several merged.
+
+use std::sync::Arc;
+
+use super::runs::Run;
+use super::segment::Segment;
+use crate::error::Result;
+use crate::format::index_segment::{Row, fence_key};
+use crate::store::Store;
+
+/// Pages read at a time over all runs that are merged: 8 MiB, and as much again decoded.
+const PAGES_AT_A_TIME: usize = 2048;
+/// Pages read at a time from one run: 1 MiB, and not less than 64 KiB.
+const PAGES_PER_RUN: std::ops::RangeInclusive<usize> = 16..=256;
+
+/// The rows of one run.
+struct RunRows {
+    parts: Vec<Arc<Segment>>,
+    /// The part that `rows` are of, and the page behind them.
+    part: usize,
+    next_page: usize,
+    pages_at_a_time: usize,
+    stored: Vec<u8>,
+    rows: Vec<Row>,
+    at: usize,
+    last: Option<[u8; 32]>,
+}
+
+impl RunRows {
+    fn new(run: &Run, pages_at_a_time: usize) -> Self {
+        let parts = run.parts().to_vec();
+        Self {
+            parts,
+            part: 0,
+            next_page: 0,
+            pages_at_a_time,
+            stored: Vec::new(),
+            rows: Vec::new(),
+            at: 0,
+            last: None,
+        }
+    }
+
+    fn current(&self) -> Option<&Row> {
+        self.rows.get(self.at)
+    }
+
+    /// Goes on to the next row, or to the first.
+    fn advance(&mut self, store: &dyn Store) -> Result<()> {
+        self.at += 1;
+        if self.at < self.rows.len() {
+            return Ok(());
+        }
+        self.last = self.rows.last().map(|row| row.id).or(self.last);
+        self.rows.clear();
+        self.at = 0;
+        while let Some(part) = self.parts.get(self.part) {
+            let count = self.pages_at_a_time.min(part.page_count() - self.next_page);
+            if count == 0 {
+                (self.part, self.next_page) = (self.part + 1, 0);
+                continue;
+            }
+            part.read_rows(store, self.next_page, count, &mut self.stored, &mut self.rows)?;
+            self.next_page += count;
+            let ascending = self.rows.is_sorted_by(|one, other| one.id < other.id)
+                && self.rows.first().is_none_or(|row| self.last.is_none_or(|last| last < row.id));
+            if !ascending {
+                return Err(part.disordered());
+            }
+            break;
+        }
+        Ok(())
+    }
+}
+
+/// A row, and who has it.
+#[derive(Clone, Copy)]
+pub struct Found {
+    /// The row; its pack number counts through the segment's packs.
+    pub row: Row,
+    /// Number of the run in the order they were given in.
+    pub run: usize,
+    /// Number of the part in the run.
+    pub part: usize,
+}
+
+/// The rows of several runs, merged: every id once, from the newest run that is not refused.
+pub struct MergedRows<'s> {
+    store: &'s dyn Store,
+    runs: Vec<RunRows>,
+    /// Numbers of runs that have rows left: a heap by their current id, then newest first.
+    heap: Vec<usize>,
+    /// First bytes of the current ids.
+    keys: Vec<u64>,
+}
+
+impl<'s> MergedRows<'s> {
+    /// Runs are given oldest first.
+    pub fn new(store: &'s dyn Store, runs: &[Run]) -> Result<Self> {
+        let at_a_time =
+            (PAGES_AT_A_TIME / runs.len().max(1)).clamp(*PAGES_PER_RUN.start(), *PAGES_PER_RUN.end());
+        let mut merged = Self {
+            store,
+            runs: runs.iter().map(|run| RunRows::new(run, at_a_time)).collect(),
+            heap: Vec::with_capacity(runs.len()),
+            keys: vec![0; runs.len()],
+        };
+        for number in 0..merged.runs.len() {
+            merged.runs[number].advance(store)?;
+            if merged.set_key(number) {
+                merged.heap.push(number);
+                merged.sift_up(merged.heap.len() - 1);
+            }
+        }
+        Ok(merged)
+    }
+
+    /// The next id's row, if there is one left. Of several rows of the id it is the newest that is not `refused`, or else the newest.
+    pub fn next(&mut self, refused: &dyn Fn(&Row, &Segment) -> bool) -> Result<Option<Found>> {
+        let mut chosen: Option<Found> = None;
+        let mut sound = false;
+        while let Some(&run) = self.heap.first() {
+            let Some(row) = self.runs[run].current().copied() else { break };
+            if chosen.is_some_and(|chosen| chosen.row.id != row.id) {
+                break;
+            }
+            let found = Found { row, run, part: self.runs[run].part };
+            if !sound {
+                sound = !refused(&row, self.segment(&found));
+                if sound || chosen.is_none() {
+                    chosen = Some(found);
+                }
+            }
+            self.step()?;
+        }
+        Ok(chosen)
+    }
+
+    /// The segment that has a row.
+    pub fn segment(&self, found: &Found) -> &Segment {
+        &self.runs[found.run].parts[found.part]
+    }
+
+    /// True if all rows were given out.
+    pub fn is_done(&self) -> bool {
+        self.heap.is_empty()
+    }
+
+    /// Advances the run at the top of the heap.
+    fn step(&mut self) -> Result<()> {
+        let top = self.heap[0];
+        self.runs[top].advance(self.store)?;
+        if !self.set_key(top) {
+            self.heap.swap_remove(0);
+        }
+        self.sift_down();
+        Ok(())
+    }
+
+    fn set_key(&mut self, run: usize) -> bool {
+        let row = self.runs[run].current();
+        self.keys[run] = row.map_or(u64::MAX, |row| fence_key(&row.id));
+        row.is_some()
+    }
+
+    fn before(&self, one: usize, other: usize) -> bool {
+        if self.keys[one] != self.keys[other] {
+            return self.keys[one] < self.keys[other];
+        }
+        let id = |run: usize| self.runs[run].current().map(|row| row.id);
+        match id(one).cmp(&id(other)) {
+            std::cmp::Ordering::Equal => one > other,
+            order => order.is_lt(),
+        }
+    }
+
+    fn sift_up(&mut self, mut at: usize) {
+        while at > 0 && self.before(self.heap[at], self.heap[(at - 1) / 2]) {
+            self.heap.swap(at, (at - 1) / 2);
+            at = (at - 1) / 2;
+        }
+    }
+
+    fn sift_down(&mut self) {
+        let mut at = 0;
+        loop {
+            let mut least = at;
+            for child in [2 * at + 1, 2 * at + 2] {
+                if child < self.heap.len() && self.before(self.heap[child], self.heap[least]) {
+                    least = child;
+                }
+            }
+            if least == at {
+                return;
+            }
+            self.heap.swap(at, least);
+            at = least;
+        }
+    }
+}
