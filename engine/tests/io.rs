@@ -220,7 +220,14 @@ fn what_is_written_is_read_back() {
             buf[..segment.len()].copy_from_slice(segment);
             buf[segment.len()..].fill(0);
             let ranges = vec![0..4096, 4096..segment.len().next_multiple_of(4096) as u32];
-            WriteJob { tag: no as u64, file: target.file(), offset_bytes: (no as u64) << 22, buf, ranges }
+            WriteJob {
+                tag: no as u64,
+                file: target.file(),
+                offset_bytes: (no as u64) << 22,
+                buf,
+                ranges,
+                scattered: Vec::new(),
+            }
         });
         let written: u64 =
             write_jobs(engine, jobs.collect()).into_iter().map(|result| result.unwrap().1).sum();
@@ -240,7 +247,14 @@ fn writes_outside_or_unaligned_are_refused() {
     let bad = [(0, 0..100), (0, 0..12_288), (8192, 0..4096), (100, 0..4096)];
     let jobs = bad.into_iter().map(|(offset_bytes, range)| {
         let buf = pool.get_blocking().unwrap();
-        WriteJob { tag: 0, file: target.file(), offset_bytes, buf, ranges: vec![range] }
+        WriteJob {
+            tag: 0,
+            file: target.file(),
+            offset_bytes,
+            buf,
+            ranges: vec![range],
+            scattered: Vec::new(),
+        }
     });
     for result in write_jobs(IoEngine::Pread, jobs.collect()) {
         assert!(matches!(result, Err((_, Error::Invalid { .. }))));
