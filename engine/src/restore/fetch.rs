@@ -22,9 +22,7 @@ use crate::run::Progress;
 use crate::source::OpenFile;
 
 /// Frames with at most this between them are fetched in one request: reading it costs less than another request.
-const GAP_BYTES_MAX: u64 = 64 << 10;
-/// So are frames with up to this between them, as long as no more than half of a request is gaps.
-const WIDE_GAP_BYTES_MAX: u64 = 512 << 10;
+const GAP_BYTES_MAX: u64 = 256 << 10;
 /// Longest request.
 const REQUEST_BYTES_MAX: u64 = 8 << 20;
 /// Buffers for stored bytes grow in steps of a huge page.
@@ -301,18 +299,13 @@ impl Fetcher {
 struct Request {
     members: Range<usize>,
     bytes: Range<u64>,
-    /// Bytes of gaps between members.
-    gap_bytes: u64,
 }
 
 impl Request {
     /// True if what lies between it and `at`, further on in the same pack, may be fetched too.
     fn reaches(&self, at: &Location) -> bool {
-        let gap_bytes = u64::from(at.offset).saturating_sub(self.bytes.end);
-        let useful_bytes = self.bytes.end - self.bytes.start - self.gap_bytes;
-        at.end() - self.bytes.start <= REQUEST_BYTES_MAX
-            && (gap_bytes <= GAP_BYTES_MAX
-                || gap_bytes <= WIDE_GAP_BYTES_MAX && self.gap_bytes + gap_bytes <= useful_bytes)
+        u64::from(at.offset) <= self.bytes.end + GAP_BYTES_MAX
+            && at.end() - self.bytes.start <= REQUEST_BYTES_MAX
     }
 
     /// Length when widened to 4 KiB borders.
@@ -328,11 +321,10 @@ fn requests_for<T: Ranged>(members: &[T]) -> Vec<Request> {
         let offset = u64::from(at.offset);
         match requests.last_mut() {
             Some(last) if members[last.members.start].at().pack.id == at.pack.id && last.reaches(at) => {
-                last.gap_bytes += offset.saturating_sub(last.bytes.end);
                 last.bytes.end = last.bytes.end.max(at.end());
                 last.members.end = no + 1;
             }
-            _ => requests.push(Request { members: no..no + 1, bytes: offset..at.end(), gap_bytes: 0 }),
+            _ => requests.push(Request { members: no..no + 1, bytes: offset..at.end() }),
         }
     }
     requests
