@@ -16,8 +16,9 @@ use crate::pack::Location;
 
 /// A pack of which a window needs fewer stored bytes than this is left for later.
 pub const STRAY_BYTES_MAX: u64 = 768 << 10;
-/// Strays gathered before they are fetched: 15 MB of memory, and about 8 GiB of data.
-const GATHERED_MAX: usize = 128 << 10;
+/// Strays gathered before they are fetched: 4 MB of memory, and about 2 GiB of data. A restore that is killed does this much again, since a segment without its strays is
+/// not done; fewer would mean to visit each night's pack more often.
+const GATHERED_MAX: usize = 32 << 10;
 /// Stored bytes of one batch, as long as its contents fit into a buffer.
 const BATCH_STORED_BYTES_MAX: u64 = SEGMENT_BYTES as u64;
 /// Buffers in which batches are put together. Segments have a pool of their own: whoever waits here holds none of theirs.
