@@ -154,7 +154,14 @@ pub fn write_volume(path: &Path, bytes: u64) -> Outcome<()> {
         let buf = pool.get_blocking().ok_or("the pool is closed")?;
         let len = (bytes - offset_bytes).min(SEGMENT_BYTES as u64) as u32;
         let whole = 0..len;
-        let job = WriteJob { tag: (), file: target.file(), offset_bytes, buf, ranges: vec![whole] };
+        let job = WriteJob {
+            tag: (),
+            file: target.file(),
+            offset_bytes,
+            buf,
+            ranges: vec![whole],
+            scattered: Vec::new(),
+        };
         jobs.send_blocking(job)?;
     }
     drop(jobs);

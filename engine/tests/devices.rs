@@ -339,7 +339,14 @@ fn a_full_disk_is_reported_as_such() {
         for no in 0..8u64 {
             let (mut buf, file) = (pool.get_blocking().unwrap(), target.file());
             buf.fill(1);
-            let job = WriteJob { tag: no, file, offset_bytes: no << 22, buf, ranges: vec![0..4 << 20] };
+            let job = WriteJob {
+                tag: no,
+                file,
+                offset_bytes: no << 22,
+                buf,
+                ranges: vec![0..4 << 20],
+                scattered: Vec::new(),
+            };
             job_tx.send_blocking(job).unwrap();
         }
         drop(job_tx);

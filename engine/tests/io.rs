@@ -220,7 +220,14 @@ fn what_is_written_is_read_back() {
             buf[..segment.len()].copy_from_slice(segment);
             buf[segment.len()..].fill(0);
             let ranges = vec![0..4096, 4096..segment.len().next_multiple_of(4096) as u32];
-            WriteJob { tag: no as u64, file: target.file(), offset_bytes: (no as u64) << 22, buf, ranges }
+            WriteJob {
+                tag: no as u64,
+                file: target.file(),
+                offset_bytes: (no as u64) << 22,
+                buf,
+                ranges,
+                scattered: Vec::new(),
+            }
         });
         let written: u64 =
             write_jobs(engine, jobs.collect()).into_iter().map(|result| result.unwrap().1).sum();
@@ -228,6 +235,52 @@ fn what_is_written_is_read_back() {
         assert_eq!(pool.free_count(), 3);
         target.finish().unwrap();
         assert!(std::fs::read(&path).unwrap() == contents, "{engine}");
+    }
+}
+
+#[test]
+fn scattered_pieces_go_to_their_places() {
+    let dir = scratch();
+    let contents = pattern(4 << 20);
+    let blocks = (4 << 20) / 4096u64;
+    for engine in ENGINES {
+        let path = dir.path().join(format!("scattered-{engine}"));
+        let options = TargetOptions { size_bytes: 4 << 20, ..Default::default() };
+        let target = target::open(&path, options).unwrap();
+        let pool = BufPool::new(2, 4 << 20);
+        // Two jobs, each with every second block, in an order that jumps about (389 has no factor in common with 1024).
+        let jobs = (0..2u64).map(|odd| {
+            let mut buf = pool.get_blocking().unwrap();
+            let mut scattered = Vec::new();
+            for no in 0..blocks / 2 {
+                let block = (no * 389 % (blocks / 2)) * 2 + odd;
+                let (from, to) = (no as usize * 4096, block as usize * 4096);
+                buf[from..from + 4096].copy_from_slice(&contents[to..to + 4096]);
+                scattered.push((from as u32..from as u32 + 4096, block * 4096));
+            }
+            WriteJob { tag: odd, file: target.file(), offset_bytes: 0, buf, ranges: Vec::new(), scattered }
+        });
+        let results = write_jobs(engine, jobs.collect());
+        assert!(results.into_iter().all(|result| result.unwrap().1 == 2 << 20));
+        assert_eq!(pool.free_count(), 2);
+        target.finish().unwrap();
+        assert!(std::fs::read(&path).unwrap() == contents, "{engine}");
+
+        let bad = [(0u32..4096, 4 << 20), (0..4096, 100), (0..100, 0), ((4 << 20)..(4 << 20) + 4096, 0)];
+        let target = target::open(&dir.path().join(format!("refused-{engine}")), options).unwrap();
+        for scattered in bad {
+            let buf = pool.get_blocking().unwrap();
+            let job = WriteJob {
+                tag: 0,
+                file: target.file(),
+                offset_bytes: 0,
+                buf,
+                ranges: Vec::new(),
+                scattered: vec![scattered],
+            };
+            assert!(matches!(write_jobs(engine, vec![job])[..], [Err((_, Error::Invalid { .. }))]));
+        }
+        assert_eq!(pool.free_count(), 2, "the buffers of refused jobs come back");
     }
 }
 
@@ -240,7 +293,14 @@ fn writes_outside_or_unaligned_are_refused() {
     let bad = [(0, 0..100), (0, 0..12_288), (8192, 0..4096), (100, 0..4096)];
     let jobs = bad.into_iter().map(|(offset_bytes, range)| {
         let buf = pool.get_blocking().unwrap();
-        WriteJob { tag: 0, file: target.file(), offset_bytes, buf, ranges: vec![range] }
+        WriteJob {
+            tag: 0,
+            file: target.file(),
+            offset_bytes,
+            buf,
+            ranges: vec![range],
+            scattered: Vec::new(),
+        }
     });
     for result in write_jobs(IoEngine::Pread, jobs.collect()) {
         assert!(matches!(result, Err((_, Error::Invalid { .. }))));

@@ -20,11 +20,14 @@ pub(super) fn run<T>(jobs: &Receiver<WriteJob<T>>, done: &Sender<WriteResult<T>>
 
 fn write_job<T>(job: WriteJob<T>) -> WriteResult<T> {
     let (mut writing, buf) = Writing::new(job)?;
-    while let Some((range, at)) = writing.next() {
-        let result = writing.file.file.write_at(&buf[range], at);
-        if let Err(e) = writing.advance(result) {
-            return Err((writing.tag, e));
+    let bytes = writing.bytes();
+    for piece in &mut writing.pieces {
+        while let Some((range, at)) = piece.next() {
+            let result = writing.file.file.write_at(&buf[range], at);
+            if let Err(e) = piece.advance(result, &writing.file) {
+                return Err((writing.tag, e));
+            }
         }
     }
-    Ok(writing.finish())
+    Ok((writing.tag, bytes))
 }

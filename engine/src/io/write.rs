@@ -32,6 +32,8 @@ pub struct WriteJob<T> {
     /// What to write, relative to the buffer; starts and ends are multiples of 4 KiB. Nothing may end past
     /// [`OpenFile::size_bytes`]: the last, partial block of a volume is the target's business.
     pub ranges: Vec<Range<u32>>,
+    /// Further ranges of the buffer, each with a position in the volume of its own; all multiples of 4 KiB.
+    pub scattered: Vec<(Range<u32>, u64)>,
 }
 
 /// What writer threads send: the tag and the bytes written, or the tag and the error. The data is not durable before
@@ -65,35 +67,42 @@ pub fn spawn_writers<T: Send + 'static>(
     })
 }
 
-/// A job under way. The buffer is apart from it, as the ring owns it during a transfer.
+/// A job under way, apart from its buffer, which the ring owns during a transfer.
 pub(super) struct Writing<T> {
     pub tag: T,
     pub file: Arc<OpenFile>,
-    offset_bytes: u64,
-    pieces: std::vec::IntoIter<Range<u32>>,
-    cursor: Option<Cursor>,
-    written_bytes: u64,
+    /// What is to be written.
+    pub pieces: Vec<Piece>,
 }
 
 impl<T> Writing<T> {
     /// Checks the job and takes it apart.
     pub fn new(job: WriteJob<T>) -> Result<(Self, PooledBuf), (T, Error)> {
-        let WriteJob { tag, file, offset_bytes, buf, ranges } = job;
+        let WriteJob { tag, file, offset_bytes, buf, ranges, scattered } = job;
+        let align = IO_ALIGN as u32;
         let aligned = offset_bytes.is_multiple_of(IO_ALIGN as u64)
-            && ranges.iter().all(|r| (r.start | r.end).is_multiple_of(IO_ALIGN as u32));
-        let inside = ranges.iter().all(|r| {
-            offset_bytes
-                .checked_add(u64::from(r.end))
-                .is_some_and(|end| end <= file.size_bytes || r.is_empty())
-        });
+            && ranges.iter().all(|r| (r.start | r.end).is_multiple_of(align))
+            && scattered
+                .iter()
+                .all(|(r, at)| (r.start | r.end).is_multiple_of(align) && at.is_multiple_of(IO_ALIGN as u64));
+        let fits = |at: Option<u64>, len: u32| {
+            len == 0 || at.and_then(|at| at.checked_add(len.into())).is_some_and(|end| end <= file.size_bytes)
+        };
+        let inside = ranges
+            .iter()
+            .all(|r| fits(offset_bytes.checked_add(r.start.into()), r.end.saturating_sub(r.start)))
+            && scattered.iter().all(|(r, at)| {
+                r.start <= r.end && r.end as usize <= buf.len() && fits(Some(*at), r.end - r.start)
+            });
         match widen(&ranges, buf.len()) {
-            Some(pieces) if aligned && inside => {
-                let pieces = pieces.into_iter();
-                Ok((Self { tag, file, offset_bytes, pieces, cursor: None, written_bytes: 0 }, buf))
+            Some(wide) if aligned && inside => {
+                let wide = wide.into_iter().map(|r| Piece::new(offset_bytes + u64::from(r.start), &r));
+                let apart = scattered.iter().filter(|(r, _)| !r.is_empty()).map(|(r, at)| Piece::new(*at, r));
+                Ok((Self { tag, pieces: wide.chain(apart).collect(), file }, buf))
             }
             _ => {
                 let what = format!(
-                    "write of {ranges:?} at {offset_bytes} of {} ({} bytes) from {} bytes: not aligned or out of range",
+                    "write of {ranges:?} at {offset_bytes} and {scattered:?} of {} ({} bytes) from {} bytes: not aligned or out of range",
                     file.name,
                     file.size_bytes,
                     buf.len()
@@ -103,34 +112,42 @@ impl<T> Writing<T> {
         }
     }
 
+    /// Bytes of all pieces.
+    pub fn bytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| u64::from(piece.len_bytes)).sum()
+    }
+}
+
+/// A run of bytes that is written to one place.
+pub(super) struct Piece {
+    cursor: Cursor,
+    /// Where it begins in the buffer.
+    start: usize,
+    len_bytes: u32,
+}
+
+impl Piece {
+    fn new(at: u64, range: &Range<u32>) -> Self {
+        let len_bytes = range.end - range.start;
+        Self { cursor: Cursor::new(at, &(0..len_bytes), u64::MAX), start: range.start as usize, len_bytes }
+    }
+
     /// The next transfer: the range of the buffer, and its position in the volume.
-    pub fn next(&mut self) -> Option<(Range<usize>, u64)> {
-        loop {
-            if let Some(next) = self.cursor.as_ref().and_then(Cursor::next) {
-                return Some(next);
-            }
-            let piece = self.pieces.next()?;
-            self.written_bytes += u64::from(piece.end - piece.start);
-            self.cursor = Some(Cursor::new(self.offset_bytes, &piece, u64::MAX));
-        }
+    pub fn next(&self) -> Option<(Range<usize>, u64)> {
+        let (range, at) = self.cursor.next()?;
+        Some((self.start + range.start..self.start + range.end, at))
     }
 
     /// Takes note of how the transfer went.
-    pub fn advance(&mut self, result: io::Result<usize>) -> Result<()> {
-        let Some(cursor) = &mut self.cursor else { return Ok(()) };
-        let (len, at) = cursor.next().map_or((0, 0), |(range, at)| (range.len(), at));
+    pub fn advance(&mut self, result: io::Result<usize>, file: &OpenFile) -> Result<()> {
+        let (len, at) = self.cursor.next().map_or((0, 0), |(range, at)| (range.len(), at));
         let source = match result {
-            Ok(n) if cursor.advance(n) => return Ok(()),
+            Ok(n) if self.cursor.advance(n) => return Ok(()),
             Ok(_) => io::Error::from(io::ErrorKind::WriteZero),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(()),
             Err(e) => e,
         };
-        let object = format!("{} ({len} bytes at offset {at})", self.file.name);
+        let object = format!("{} ({len} bytes at offset {at})", file.name);
         Err(Error::Io { action: "write", object, source })
-    }
-
-    /// The result, once [`Writing::next`] has nothing more.
-    pub fn finish(self) -> (T, u64) {
-        (self.tag, self.written_bytes)
     }
 }

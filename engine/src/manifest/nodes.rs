@@ -13,8 +13,8 @@ use crate::store::{Span, Store};
 
 /// Bytes fetched at a time: about 120 leaves.
 const WINDOW_BYTES: usize = 256 << 10;
-/// Windows kept: a few trees read side by side.
-const WINDOWS: usize = 8;
+/// Bytes of windows kept. A metadata pack of one night is much smaller than a window, so this is hundreds of nights whose leaves stand side by side in a tree.
+const WINDOWS_BYTES_MAX: usize = 8 << 20;
 
 struct Window {
     pack: ObjectId,
@@ -84,11 +84,13 @@ impl NodeReader {
         if let Some(slot) = self.windows.iter().position(held) {
             return Ok(slot);
         }
-        let mut bytes = if self.windows.len() < WINDOWS {
-            Vec::new()
-        } else {
-            self.windows.pop_front().map(|w| w.bytes).unwrap_or_default()
-        };
+        let mut held_bytes: usize = self.windows.iter().map(|w| w.bytes.len()).sum();
+        while held_bytes + WINDOW_BYTES > WINDOWS_BYTES_MAX
+            && let Some(oldest) = self.windows.pop_front()
+        {
+            held_bytes -= oldest.bytes.len();
+        }
+        let mut bytes = Vec::new();
         let len = WINDOW_BYTES.max(at.stored_bytes as usize);
         let key = at.pack_key();
         let found = self.store.get(&key, Span::At { offset, len }, &mut bytes)?;

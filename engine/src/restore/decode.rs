@@ -7,21 +7,29 @@ use std::sync::Arc;
 use crossbeam::channel::{Receiver, Sender};
 
 use super::fetch::{Fetched, Frame, Spare};
+use super::strays::Batch;
 use super::{SegmentWork, Shared};
 use crate::chunker::Chunker;
 use crate::error::{Error, Result};
 use crate::id::SegmentNo;
-use crate::io::{PooledBuf, WriteJob, WriteResult};
-use crate::pack::FrameReader;
+use crate::io::{AlignedBuf, PooledBuf, WriteJob, WriteResult};
+use crate::pack::{FrameReader, Location};
 use crate::run::Progress;
 
-/// Comes back from the writers.
+/// Comes back from the writers: what is on the target.
 #[derive(Debug)]
-pub struct Written {
-    /// Which segment is on the target.
-    pub segment: SegmentNo,
-    /// Its length.
-    pub len: usize,
+pub enum Written {
+    /// A segment, but for `deferred` parts of it.
+    Segment {
+        /// Which.
+        segment: SegmentNo,
+        /// Its length.
+        len: usize,
+        /// Parts that come as strays.
+        deferred: u32,
+    },
+    /// Parts that were put off: the segment of each.
+    Strays(Vec<SegmentNo>),
 }
 
 /// Where finished segments go.
@@ -60,25 +68,31 @@ impl Decoder {
             if self.shared.run.stopped() {
                 continue;
             }
-            if let Err(error) = self.window(fetched) {
+            let decoded = match fetched {
+                Fetched::Window { window, frames, bytes } => self.window(window, &frames, bytes),
+                Fetched::Strays { batch, starts, bytes, buf } => self.strays(&batch, &starts, bytes, buf),
+            };
+            if let Err(error) = decoded {
                 self.shared.run.fail(error);
             }
         }
         Ok(())
     }
 
-    fn window(&mut self, Fetched { mut window, frames, bytes }: Fetched) -> Result<()> {
+    fn window(&mut self, window: Vec<SegmentWork>, frames: &[Frame], bytes: AlignedBuf) -> Result<()> {
         let mut by_slot: HashMap<usize, Vec<&Frame>> = HashMap::new();
-        for frame in &frames {
+        for frame in frames {
             by_slot.entry(frame.slot).or_default().push(frame);
         }
-        for (slot, mut work) in window.drain(..).enumerate() {
+        for (slot, mut work) in window.into_iter().enumerate() {
             if let Output::Stream(_) = self.output {
                 // A stream gets the zeros too; elsewhere nothing outside the chunks is written.
                 work.buf[..work.len].fill(0);
             }
             for frame in by_slot.remove(&slot).unwrap_or_default() {
-                self.chunk(frame, &bytes, &mut work)?;
+                let place = frame.offset as usize..frame.offset as usize + frame.at.raw_bytes as usize;
+                let position = work.segment.offset_bytes() + u64::from(frame.offset);
+                self.chunk(&frame.at, &frame.id, &bytes[frame.start..], &mut work.buf[place], position)?;
             }
             self.send(work)?;
         }
@@ -86,13 +100,65 @@ impl Decoder {
         Ok(())
     }
 
-    fn chunk(&mut self, frame: &Frame, bytes: &[u8], work: &mut SegmentWork) -> Result<()> {
-        let at = &frame.at;
-        let stored = &bytes[frame.start..frame.start + at.stored_bytes as usize];
-        let place = frame.offset as usize..frame.offset as usize + at.raw_bytes as usize;
-        let raw = &mut work.buf[place];
-        let checked = self.frames.read(&self.shared.keys, at, &frame.id, stored, raw).and_then(|()| {
-            if self.chunker.chunk_id(raw).as_bytes() == &frame.id {
+    /// Decodes each chunk of a batch once, behind one another, and has it written to all of its places.
+    fn strays(
+        &mut self,
+        batch: &Batch,
+        starts: &[usize],
+        bytes: AlignedBuf,
+        mut buf: PooledBuf,
+    ) -> Result<()> {
+        let (Output::Writers { writes, .. }, Some(target)) =
+            (self.output.clone(), self.shared.target.as_ref())
+        else {
+            return Ok(());
+        };
+        let file = target.file();
+        let mut scattered: Vec<(Range<u32>, u64)> = Vec::new();
+        let mut segments = Vec::with_capacity(starts.len());
+        let (mut place, mut previous) = (0..0, None);
+        for (stray, start) in batch.strays().iter().zip(starts) {
+            if previous != Some(stray.at) {
+                place = place.end..place.end + stray.at.raw_bytes as usize;
+                let raw = &mut buf[place.clone()];
+                self.chunk(&stray.at, &stray.id, &bytes[*start..], raw, stray.position)?;
+                previous = Some(stray.at);
+            }
+            segments.push(stray.segment());
+            let from = place.start as u32;
+            let (part, to) = (
+                from + stray.part.start..from + stray.part.end,
+                stray.position + u64::from(stray.part.start),
+            );
+            match scattered.last_mut() {
+                // Chunks of a file that was new one night lie side by side in the pack as in the volume.
+                Some((range, at))
+                    if range.end == part.start && *at + u64::from(range.end - range.start) == to =>
+                {
+                    range.end = part.end;
+                }
+                _ => scattered.push((part, to)),
+            }
+        }
+        self.spare.push(bytes);
+        let tag = Written::Strays(segments);
+        let job = WriteJob { tag, file, offset_bytes: 0, buf, ranges: Vec::new(), scattered };
+        let _ = writes.send_blocking(job);
+        Ok(())
+    }
+
+    /// Decodes and checks the chunk that `stored` begins with; it belongs at `position` of the volume.
+    fn chunk(
+        &mut self,
+        at: &Location,
+        id: &[u8; 32],
+        stored: &[u8],
+        raw: &mut [u8],
+        position: u64,
+    ) -> Result<()> {
+        let stored = &stored[..at.stored_bytes as usize];
+        let checked = self.frames.read(&self.shared.keys, at, id, stored, raw).and_then(|()| {
+            if self.chunker.chunk_id(raw).as_bytes() == id {
                 Ok(())
             } else {
                 Err(Error::damaged(
@@ -104,18 +170,14 @@ impl Decoder {
         checked.map_err(|error| match error {
             Error::Damaged { object, what } => Error::Damaged {
                 object,
-                what: format!(
-                    "{what}. It holds {} from byte {}",
-                    self.shared.volume_name,
-                    work.segment.offset_bytes() + u64::from(frame.offset)
-                ),
+                what: format!("{what}. It holds {} from byte {position}", self.shared.volume_name),
             },
             other => other,
         })
     }
 
     fn send(&self, work: SegmentWork) -> Result<()> {
-        let SegmentWork { segment, len, mut buf, mut writes, zeros, fresh, .. } = work;
+        let SegmentWork { segment, len, mut buf, mut writes, zeros, fresh, deferred, .. } = work;
         let (writer, done) = match &self.output {
             Output::Stream(stream) => {
                 let _ = stream.send((segment, buf, len));
@@ -136,13 +198,14 @@ impl Decoder {
                 range.end = padded_end as u32;
             }
         }
-        let written = Written { segment, len };
+        let written = Written::Segment { segment, len, deferred };
         if writes.is_empty() {
             let _ = done.send(Ok((written, 0)));
             return Ok(());
         }
         let Some(target) = &self.shared.target else { return Ok(()) };
-        let job = WriteJob { tag: written, file: target.file(), offset_bytes: offset, buf, ranges: writes };
+        let (file, scattered) = (target.file(), Vec::new());
+        let job = WriteJob { tag: written, file, offset_bytes: offset, buf, ranges: writes, scattered };
         let _ = writer.send_blocking(job);
         Ok(())
     }

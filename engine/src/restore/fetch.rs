@@ -1,6 +1,7 @@
 //! Fetchers: look up where the chunks of a window of segments are, and get them from the store in few, ordered, coalesced ranges.
 //! With `--compare` they first read the target and drop what is right already.
 
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -8,10 +9,12 @@ use crossbeam::channel::{Receiver, Sender};
 use crossbeam::queue::SegQueue;
 
 use super::plan::Needs;
+use super::strays::{self, Batch, Gatherer, STRAY_BYTES_MAX, Stray};
 use super::{SegmentWork, Shared};
 use crate::chunker::{Chunker, is_zero};
 use crate::error::{Error, Result};
 use crate::format::node::Leaf;
+use crate::io::{AlignedBuf, PooledBuf};
 use crate::limits::IO_ALIGN;
 use crate::manifest::merge_ranges;
 use crate::pack::Location;
@@ -19,9 +22,14 @@ use crate::run::Progress;
 use crate::source::OpenFile;
 
 /// Frames with at most this between them are fetched in one request: reading it costs less than another request.
-const GAP_BYTES_MAX: u64 = 64 << 10;
+const GAP_BYTES_MAX: u64 = 256 << 10;
 /// Longest request.
 const REQUEST_BYTES_MAX: u64 = 8 << 20;
+/// Buffers for stored bytes grow in steps of a huge page.
+const BUFFER_STEP_BYTES: usize = 2 << 20;
+const ALIGN: u64 = IO_ALIGN as u64;
+/// Start of a frame that is not among the fetched bytes.
+const PUT_OFF: usize = usize::MAX;
 
 /// A frame that a window needs.
 pub struct Frame {
@@ -37,44 +45,98 @@ pub struct Frame {
     pub start: usize,
 }
 
-/// A window with everything its segments need.
-pub struct Fetched {
-    /// The segments.
-    pub window: Vec<SegmentWork>,
-    /// Frames in the order of packs.
-    pub frames: Vec<Frame>,
-    /// Stored bytes of all of them.
-    pub bytes: Vec<u8>,
+/// Something with a place in a pack.
+pub trait Ranged {
+    /// The place.
+    fn at(&self) -> &Location;
+}
+
+impl Ranged for Frame {
+    fn at(&self) -> &Location {
+        &self.at
+    }
+}
+
+/// What goes to the decoders.
+pub enum Fetched {
+    /// A window with everything its segments need, but for strays.
+    Window {
+        /// The segments.
+        window: Vec<SegmentWork>,
+        /// Frames in the order of packs.
+        frames: Vec<Frame>,
+        /// Stored bytes of all of them.
+        bytes: AlignedBuf,
+    },
+    /// Strays of many segments.
+    Strays {
+        /// The strays, in the order of packs.
+        batch: Batch,
+        /// Where each begins in the fetched bytes.
+        starts: Vec<usize>,
+        /// Stored bytes of all of them.
+        bytes: AlignedBuf,
+        /// Where they are put together.
+        buf: PooledBuf,
+    },
 }
 
 /// Buffers for stored bytes, used again and again.
-pub type Spare = Arc<SegQueue<Vec<u8>>>;
+pub type Spare = Arc<SegQueue<AlignedBuf>>;
 
 /// State of one fetcher thread.
 pub struct Fetcher {
     shared: Arc<Shared>,
     spare: Spare,
+    gatherer: Gatherer,
     chunker: Option<Chunker>,
 }
 
 impl Fetcher {
     /// Prepares a fetcher.
-    pub fn new(shared: Arc<Shared>, spare: Spare) -> Self {
-        Self { shared, spare, chunker: None }
+    pub fn new(shared: Arc<Shared>, spare: Spare, gatherer: Gatherer) -> Self {
+        Self { shared, spare, gatherer, chunker: None }
     }
 
-    /// Works until the channel is closed and empty.
+    /// Works until the channel is closed and empty, and there are no strays left.
     pub fn run(mut self, input: &Receiver<Vec<SegmentWork>>, output: &Sender<Fetched>) -> Result<()> {
-        for window in input {
-            if self.shared.run.stopped() {
-                continue; // the buffers go back
-            }
-            match self.fetch(window) {
-                Ok(fetched) => drop(output.send(fetched)),
-                Err(error) => self.shared.run.fail(error),
-            }
+        loop {
+            // Batches first: what has been put off is bounded by that.
+            let fetched = if let Some(batch) = self.gatherer.ready() {
+                self.fetch_strays(batch)
+            } else {
+                let Ok(window) = input.recv() else { break };
+                if self.shared.run.stopped() {
+                    continue; // the buffers go back
+                }
+                self.fetch(window).map(Some)
+            };
+            self.send(fetched, output);
+        }
+        self.gatherer.found_all();
+        while let Some(batch) = self.gatherer.next() {
+            let fetched = self.fetch_strays(batch);
+            self.send(fetched, output);
         }
         Ok(())
+    }
+
+    fn send(&self, fetched: Result<Option<Fetched>>, output: &Sender<Fetched>) {
+        match fetched {
+            Ok(Some(fetched)) => drop(output.send(fetched)),
+            Ok(None) => {}
+            Err(error) => self.shared.run.fail(error),
+        }
+    }
+
+    fn fetch_strays(&self, batch: Batch) -> Result<Option<Fetched>> {
+        if self.shared.run.stopped() {
+            return Ok(None);
+        }
+        let Some(buf) = self.gatherer.buffer() else { return Ok(None) };
+        let requests = requests_for(batch.strays());
+        let (bytes, starts) = self.get_all(batch.strays(), &requests)?;
+        Ok(Some(Fetched::Strays { batch, starts, bytes, buf }))
     }
 
     fn fetch(&mut self, mut window: Vec<SegmentWork>) -> Result<Fetched> {
@@ -101,8 +163,45 @@ impl Fetcher {
             }
         }
         frames.sort_unstable_by_key(|f| (f.at.pack.id, f.at.offset));
-        let bytes = self.get_ranges(&mut frames)?;
-        Ok(Fetched { window, frames, bytes })
+        if self.shared.target.is_some() {
+            self.put_off_strays(&mut window, &mut frames);
+        }
+        let requests = requests_for(&frames);
+        let (bytes, starts) = self.get_all(&frames, &requests)?;
+        for (frame, start) in frames.iter_mut().zip(starts) {
+            frame.start = start;
+        }
+        Ok(Fetched::Window { window, frames, bytes })
+    }
+
+    /// Marks and puts off the frames of packs that the window needs little of, and takes what they hold out of what is written with the window.
+    fn put_off_strays(&self, window: &mut [SegmentWork], frames: &mut Vec<Frame>) {
+        let mut strays = Vec::new();
+        for of_pack in frames.chunk_by_mut(|a, b| a.at.pack.id == b.at.pack.id) {
+            let stored_bytes: u64 = of_pack.iter().map(|f| u64::from(f.at.stored_bytes)).sum();
+            if stored_bytes >= STRAY_BYTES_MAX {
+                continue;
+            }
+            for frame in of_pack {
+                let work = &mut window[frame.slot];
+                let Some(parts) = strays::take_out(&mut work.writes, frame.offset, frame.at.raw_bytes) else {
+                    continue;
+                };
+                let position = work.segment.offset_bytes() + u64::from(frame.offset);
+                work.deferred += parts.len() as u32;
+                strays.extend(parts.into_iter().map(|part| Stray {
+                    at: frame.at,
+                    id: frame.id,
+                    position,
+                    part,
+                }));
+                frame.start = PUT_OFF;
+            }
+        }
+        frames.retain(|frame| frame.start != PUT_OFF);
+        if !strays.is_empty() {
+            self.gatherer.put_off(strays);
+        }
     }
 
     fn locate(&self, id: &[u8; 32], work: &SegmentWork, offset: u32) -> Result<Location> {
@@ -116,48 +215,42 @@ impl Fetcher {
         })
     }
 
-    /// Gets what the frames (in the order of packs) need into one buffer, and notes in each frame where it lies there.
-    fn get_ranges(&self, frames: &mut [Frame]) -> Result<Vec<u8>> {
-        let mut bytes = self.spare.pop().unwrap_or_default();
-        let mut start = 0;
-        let mut filled = 0;
-        while start < frames.len() {
-            let first = frames[start].at;
-            let mut end_byte = first.end();
-            let mut end = start + 1;
-            while let Some(next) = frames.get(end).map(|f| f.at).filter(|at| {
-                at.pack.id == first.pack.id
-                    && u64::from(at.offset) <= end_byte + GAP_BYTES_MAX
-                    && at.end() - u64::from(first.offset) <= REQUEST_BYTES_MAX
-            }) {
-                end_byte = end_byte.max(next.end());
-                end += 1;
-            }
-            let len = (end_byte - u64::from(first.offset)) as usize;
-            if bytes.len() < filled + len {
-                bytes.resize(filled + len, 0);
-            }
-            self.get(&first, &mut bytes[filled..filled + len])?;
-            for frame in &mut frames[start..end] {
-                frame.start = filled + (frame.at.offset - first.offset) as usize;
-            }
-            filled += len;
-            start = end;
+    /// Makes the requests for `members` (in the order of packs), and tells where each begins in the bytes got.
+    fn get_all<T: Ranged>(&self, members: &[T], requests: &[Request]) -> Result<(AlignedBuf, Vec<usize>)> {
+        // Each request begins and ends at 4 KiB borders of pack and buffer, so that a store in files can read past the page cache.
+        let needed: usize = requests.iter().map(|r| r.aligned_bytes()).sum();
+        let mut bytes = self.spare.pop().unwrap_or_else(AlignedBuf::empty);
+        if bytes.len() < needed {
+            bytes = AlignedBuf::new(needed.next_multiple_of(BUFFER_STEP_BYTES));
         }
-        Ok(bytes)
+        let mut starts = Vec::with_capacity(members.len());
+        let mut filled = 0;
+        for request in requests {
+            let from = request.bytes.start / ALIGN * ALIGN;
+            let end = filled + request.aligned_bytes();
+            let group = &members[request.members.clone()];
+            if let Some(first) = group.first() {
+                let needed_bytes = (request.bytes.end - from) as usize;
+                self.get(first.at(), from, needed_bytes, &mut bytes[filled..end])?;
+            }
+            starts
+                .extend(group.iter().map(|member| filled + (u64::from(member.at().offset) - from) as usize));
+            filled = end;
+        }
+        Ok((bytes, starts))
     }
 
-    fn get(&self, first: &Location, out: &mut [u8]) -> Result<()> {
-        let offset = u64::from(first.offset);
+    /// Fills `out` from byte `offset` of the pack of `first` on; all but `needed` bytes may be missing at the pack's end.
+    fn get(&self, first: &Location, offset: u64, needed: usize, out: &mut [u8]) -> Result<()> {
         let key = first.pack_key();
         match self.shared.store.get_into(&key, offset, out)? {
             None => Err(Error::Missing { object: key, needed_by: self.shared.volume_name.clone() }),
-            Some(count) if count < out.len() => {
+            Some(count) if count < needed => {
                 Err(Error::damaged(key, format_args!("truncated at byte {}", offset + count as u64)))
             }
-            Some(_) => {
-                Shared::add(&self.shared.counters.fetched, out.len() as u64);
-                Progress::add(&self.shared.run.progress.read_bytes, out.len() as u64);
+            Some(count) => {
+                Shared::add(&self.shared.counters.fetched, count as u64);
+                Progress::add(&self.shared.run.progress.read_bytes, count as u64);
                 Ok(())
             }
         }
@@ -202,7 +295,42 @@ impl Fetcher {
     }
 }
 
-fn nonzero_blocks(held: &[u8], offset: u32) -> Vec<std::ops::Range<u32>> {
+/// A range of one pack, and which members it is for.
+struct Request {
+    members: Range<usize>,
+    bytes: Range<u64>,
+}
+
+impl Request {
+    /// True if what lies between it and `at`, further on in the same pack, may be fetched too.
+    fn reaches(&self, at: &Location) -> bool {
+        u64::from(at.offset) <= self.bytes.end + GAP_BYTES_MAX
+            && at.end() - self.bytes.start <= REQUEST_BYTES_MAX
+    }
+
+    /// Length when widened to 4 KiB borders.
+    fn aligned_bytes(&self) -> usize {
+        (self.bytes.end.next_multiple_of(ALIGN) - self.bytes.start / ALIGN * ALIGN) as usize
+    }
+}
+
+/// The requests that get `members`, which are in the order of packs.
+fn requests_for<T: Ranged>(members: &[T]) -> Vec<Request> {
+    let mut requests: Vec<Request> = Vec::new();
+    for (no, at) in members.iter().map(Ranged::at).enumerate() {
+        let offset = u64::from(at.offset);
+        match requests.last_mut() {
+            Some(last) if members[last.members.start].at().pack.id == at.pack.id && last.reaches(at) => {
+                last.bytes.end = last.bytes.end.max(at.end());
+                last.members.end = no + 1;
+            }
+            _ => requests.push(Request { members: no..no + 1, bytes: offset..at.end() }),
+        }
+    }
+    requests
+}
+
+fn nonzero_blocks(held: &[u8], offset: u32) -> Vec<Range<u32>> {
     let block = crate::limits::BLOCK_BYTES;
     merge_ranges(held.chunks(block).enumerate().filter(|(_, bytes)| !is_zero(bytes)).map(|(n, bytes)| {
         let start = offset + (n * block) as u32;

@@ -131,12 +131,17 @@ pub fn begin(place: &Path, subject: &Subject, fresh: bool) -> Result<()> {
     let mut line = serde_json::to_vec(&head).map_err(|e| fail()(e.into()))?;
     line.push(b'\n');
     // Whole or not at all: a kill in between must not leave half a line.
-    let mut name = place.as_os_str().to_owned();
-    name.push(".new");
-    let new = PathBuf::from(name);
+    let new = unfinished(place);
     let mut file = File::create(&new).map_err(fail())?;
     file.write_all(&line).and_then(|()| file.sync_all()).map_err(fail())?;
     fs::rename(&new, place).map_err(fail())
+}
+
+/// What a journal is called before it is whole.
+fn unfinished(place: &Path) -> PathBuf {
+    let mut name = place.as_os_str().to_owned();
+    name.push(".new");
+    PathBuf::from(name)
 }
 
 impl Journal {
@@ -190,5 +195,7 @@ impl Journal {
     /// Removes the journal: the restore is done.
     pub fn remove(self) {
         let _ = fs::remove_file(&self.path);
+        // Left by a restore that was killed right before it began its journal for the second time.
+        let _ = fs::remove_file(unfinished(&self.path));
     }
 }

@@ -12,8 +12,10 @@ mod decode;
 mod fetch;
 mod journal;
 mod plan;
+mod strays;
 mod stream;
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -123,6 +125,8 @@ struct SegmentWork {
     fresh: bool,
     /// The target is to be compared with this first, to find what differs.
     compare: Option<Leaf>,
+    /// Parts that were taken out of `writes` and come later, as strays.
+    deferred: u32,
 }
 
 /// Counters of a restore, besides [`Progress`].
@@ -357,8 +361,8 @@ fn start_stages(
     let mut threads = Vec::new();
     let planner = plan::Planner::new(repo, shared.clone(), volume, how, pool, window_sender)?;
     threads.push(spawn("plan", shared, move || planner.run())?);
-    for _ in 0..FETCHERS {
-        let fetcher = fetch::Fetcher::new(shared.clone(), spare.clone());
+    for gatherer in strays::gatherers(FETCHERS) {
+        let fetcher = fetch::Fetcher::new(shared.clone(), spare.clone(), gatherer);
         let (input, output) = (window_receiver.clone(), fetched_sender.clone());
         threads.push(spawn("fetch", shared, move || fetcher.run(&input, &output))?);
     }
@@ -372,15 +376,32 @@ fn start_stages(
 
 /// Takes the writers' results until there are no more.
 fn collect(shared: &Shared, done: &Receiver<WriteResult<decode::Written>>, journal: &mut journal::Journal) {
+    // Segments of which something is there and something is not. Parts may come before the rest of their segment, hence the sign.
+    let mut parts_due: HashMap<SegmentNo, i64> = HashMap::new();
+    let mut note = |segment: SegmentNo, parts: i64, journal: &mut journal::Journal| {
+        let due = parts_due.entry(segment).or_default();
+        *due += parts;
+        if *due == 0 {
+            parts_due.remove(&segment);
+            if let Some(target) = &shared.target {
+                journal.segment(segment, target);
+            }
+        }
+    };
     for result in done {
         match result {
             Ok((written, bytes)) => {
                 Shared::add(&shared.counters.written, bytes);
                 let progress = &shared.run.progress;
-                Progress::add(&progress.done_bytes, written.len as u64);
                 Progress::add(&progress.new_bytes, bytes);
-                if let Some(target) = &shared.target {
-                    journal.segment(written.segment, target);
+                match written {
+                    decode::Written::Segment { segment, len, deferred } => {
+                        Progress::add(&progress.done_bytes, len as u64);
+                        note(segment, deferred.into(), journal);
+                    }
+                    decode::Written::Strays(segments) => {
+                        segments.into_iter().for_each(|segment| note(segment, -1, journal));
+                    }
                 }
             }
             Err((_, error)) => shared.run.fail(error),

@@ -186,6 +186,7 @@ impl Lane {
             zeros: needs.zeros,
             fresh: self.how.fresh,
             compare: self.how.compare.then_some(leaf),
+            deferred: 0,
         });
         if self.window.len() >= WINDOW_SEGMENTS {
             self.send_window();
