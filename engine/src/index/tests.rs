@@ -183,6 +183,7 @@ proptest! {
     /// the newest row of every id, those who opened long ago at least one that was right.
     #[test]
     fn any_history_of_merges_answers_like_the_newest_rows(steps in proptest::collection::vec(step(), 1..40), part_rows in 1u64..9) {
+        let _alone = fail::FailScenario::setup();
         let (store, keys) = fixture();
         let mut segments = Vec::new();
         let mut open: Vec<Index> = (0..3).map(|_| load(&store, &keys, part_rows)).collect();
@@ -226,6 +227,7 @@ proptest! {
 
 #[test]
 fn a_merge_has_parts_that_are_asked_by_range_and_its_inputs_are_not_opened() {
+    let _alone = fail::FailScenario::setup();
     let (store, keys) = fixture();
     let old: Vec<ObjectId> = (0..5u32)
         .map(|n| publish(store.as_ref(), &keys, 10 + u64::from(n), &[n, n + 100, 7], n as u8))
@@ -268,6 +270,7 @@ fn a_merge_has_parts_that_are_asked_by_range_and_its_inputs_are_not_opened() {
 
 #[test]
 fn an_incomplete_merge_supersedes_nothing() {
+    let _alone = fail::FailScenario::setup();
     let (store, keys) = fixture();
     for n in 0..4u32 {
         publish(store.as_ref(), &keys, 10 + u64::from(n), &[n, n + 10, n + 20], n as u8);
@@ -285,6 +288,7 @@ fn an_incomplete_merge_supersedes_nothing() {
 
 #[test]
 fn rows_of_lost_packs_do_not_hide_those_that_are_there() {
+    let _alone = fail::FailScenario::setup();
     let (store, keys) = fixture();
     publish(store.as_ref(), &keys, 10, &[1, 2], 1);
     publish(store.as_ref(), &keys, 20, &[1, 3], 2);
@@ -312,6 +316,7 @@ fn rows_of_lost_packs_do_not_hide_those_that_are_there() {
 
 #[test]
 fn racing_mergers_readers_and_deleters_lose_nothing() {
+    let _alone = fail::FailScenario::setup();
     let (store, keys) = fixture();
     for n in 0..40u32 {
         publish(store.as_ref(), &keys, 10 + u64::from(n), &[n, n + 1000], n as u8);
