@@ -11,7 +11,7 @@ use crate::format::index_segment::{
 };
 use crate::id::ObjectId;
 use crate::pack::Location;
-use crate::store::{Span, Store};
+use crate::store::{Span, Store, reread};
 
 /// Pages read at a time when a whole segment is walked.
 const WALK_PAGES: usize = 256;
@@ -30,6 +30,11 @@ pub struct Segment {
 impl Segment {
     /// Reads header and tail from the store.
     pub fn open(store: &dyn Store, keys: &RepoKeys, id: ObjectId, object_bytes: u64) -> Result<Self> {
+        let object = ObjectKind::Index.key(&id.to_string());
+        reread(store, &object, || Self::read(store, keys, id, object_bytes))
+    }
+
+    fn read(store: &dyn Store, keys: &RepoKeys, id: ObjectId, object_bytes: u64) -> Result<Self> {
         let object = ObjectKind::Index.key(&id.to_string());
         let gone = || Error::Missing { object: object.clone(), needed_by: "the index".into() };
         let mut head = Vec::new();
@@ -158,6 +163,10 @@ impl Segment {
     }
 
     fn load_page(&self, store: &dyn Store, page_no: usize) -> Result<Arc<[u8]>> {
+        reread(store, &self.object, || self.read_page(store, page_no))
+    }
+
+    fn read_page(&self, store: &dyn Store, page_no: usize) -> Result<Arc<[u8]>> {
         let mut stored = Vec::new();
         self.fetch_pages(store, page_no, 1, &mut stored)?;
         let plain = self.open_page(page_no, &mut stored)?;

@@ -18,8 +18,6 @@ use crate::pack::Location;
 use crate::run::Progress;
 use crate::source::OpenFile;
 
-/// Frames with at most this between them are fetched in one request: reading it costs less than another request.
-const GAP_BYTES_MAX: u64 = 64 << 10;
 /// Longest request.
 const REQUEST_BYTES_MAX: u64 = 8 << 20;
 
@@ -119,6 +117,7 @@ impl Fetcher {
     /// Gets what the frames (in the order of packs) need into one buffer, and notes in each frame where it lies there.
     fn get_ranges(&self, frames: &mut [Frame]) -> Result<Vec<u8>> {
         let mut bytes = self.spare.pop().unwrap_or_default();
+        let gap_bytes = self.shared.store.gap_bytes();
         let mut start = 0;
         let mut filled = 0;
         while start < frames.len() {
@@ -127,7 +126,7 @@ impl Fetcher {
             let mut end = start + 1;
             while let Some(next) = frames.get(end).map(|f| f.at).filter(|at| {
                 at.pack.id == first.pack.id
-                    && u64::from(at.offset) <= end_byte + GAP_BYTES_MAX
+                    && u64::from(at.offset) <= end_byte + gap_bytes
                     && at.end() - u64::from(first.offset) <= REQUEST_BYTES_MAX
             }) {
                 end_byte = end_byte.max(next.end());
