@@ -10,6 +10,7 @@
 //! | filesystems on loop devices, mounts | [`filesystem`] |
 //! | contents: random, text, zeros, holes, mixtures, edits | [`image`] |
 //! | byte comparison | [`compare`] |
+//! | servers like S3, Google Cloud Storage and Azure; a proxy that injects faults | [`servers`] |
 //! | damage to repository objects | [`damage`] |
 //! | Rust source as text, for the layering rules | [`source_text`] |
 //! | fixed-seed randomness, external tools, JSON access | [`rng`], [`tools`], [`json`] |
@@ -27,6 +28,7 @@ pub mod loopdev;
 pub mod penstock;
 pub mod repo;
 pub mod rng;
+pub mod servers;
 pub mod source_text;
 pub mod tools;
 pub mod workdir;

@@ -124,6 +124,9 @@ fn kind(error: &object_store::Error, status: Option<u16>, code: &str, text: &str
         "BlobAlreadyExists" => return Kind::Exists,
         _ => {}
     }
+    if let object_store::Error::NotFound { .. } = error {
+        return Kind::NotFound; // also as one answer within a batch
+    }
     match (error, status) {
         (_, Some(304 | 412)) => Kind::Exists,
         (_, Some(404)) => Kind::NotFound,
@@ -140,6 +143,8 @@ fn kind(error: &object_store::Error, status: Option<u16>, code: &str, text: &str
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. },
             None,
         ) => Kind::Denied,
+        // The service that gives tokens has spoken: not to this machine, or not like this.
+        (_, None) if text.contains("token request") && text.contains("status code: 4") => Kind::Denied,
         (_, None) if text.contains("credential") => Kind::Denied,
         (_, None) if ["certificate", "UnknownIssuer"].iter().any(|word| text.contains(word)) => {
             Kind::Untrusted
