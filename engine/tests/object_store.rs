@@ -70,13 +70,6 @@ fn s3_conforms_behind_a_cache() {
 }
 
 #[test]
-fn gcs_conforms() {
-    let options = ObjectOptions { endpoint: Some(setting("PENSTOCK_TEST_GCS")), ..ObjectOptions::default() };
-    let url = format!("gs://{}/conforms", setting("PENSTOCK_TEST_BUCKET"));
-    conformance::check(&object::open(place(&url), options, Runtime::start().unwrap()).unwrap());
-}
-
-#[test]
 fn azure_conforms() {
     let options =
         ObjectOptions { endpoint: Some(setting("PENSTOCK_TEST_AZURE")), ..ObjectOptions::default() };

@@ -27,10 +27,6 @@ pub const AZURE_ACCOUNT: &str = "devstoreaccount1";
 pub const AZURE_KEY: &str =
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 
-/// A Google service account that asks nobody for a token.
-pub const GCS_ACCOUNT: &str =
-    r#"{"private_key":"none","private_key_id":"none","client_email":"test","disable_oauth":true}"#;
-
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where the servers are installed.
@@ -302,40 +298,6 @@ impl Microburst {
     /// Faults injected since.
     pub fn fired(&self) -> usize {
         self.ask("GET", "fired?limit=100000", "").as_array().map_or(0, Vec::len)
-    }
-}
-
-/// fake-gcs-server, with [`BUCKET`].
-#[derive(Debug)]
-pub struct Gcs {
-    _process: Process,
-    port: u16,
-}
-
-impl Gcs {
-    /// Starts it, in memory.
-    pub fn start(dir: &Path) -> Self {
-        let port = free_port();
-        let host = format!("127.0.0.1:{port}");
-        let args = [
-            "-scheme=http",
-            "-host=127.0.0.1",
-            "-backend=memory",
-            &format!("-port={port}"),
-            &format!("-public-host={host}"),
-            &format!("-external-url=http://{host}"),
-        ];
-        let mut process = Process::start(&home().join("fake-gcs-server"), &args, dir.join("gcs.log"), &[]);
-        process.wait(|| accepts(port));
-        let body = format!(r#"{{"name":"{BUCKET}"}}"#);
-        let (status, answer) = http(port, "POST", "/storage/v1/b?project=test", &body).unwrap();
-        assert_eq!(status, 200, "{answer}");
-        Self { _process: process, port }
-    }
-
-    /// `http://127.0.0.1:PORT`.
-    pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
     }
 }
 

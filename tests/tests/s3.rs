@@ -1,4 +1,4 @@
-//! Repositories in object stores: the whole program on SeaweedFS (S3), Azurite (Azure) and fake-gcs-server (Google).
+//! Repositories in object stores: the whole program on SeaweedFS (S3) and Azurite (Azure).
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use penstock_tests::penstock::code;
 use penstock_tests::repo::Repo;
 use penstock_tests::servers::{
-    AZURE_ACCOUNT, AZURE_KEY, Azurite, BUCKET, GCS_ACCOUNT, Gcs, READER, SECRET, STRANGER, Seaweed, free_port,
+    AZURE_ACCOUNT, AZURE_KEY, Azurite, BUCKET, READER, SECRET, STRANGER, Seaweed, free_port,
 };
 use penstock_tests::workdir::{Workdir, files_under};
 use penstock_tests::{GIB, MIB, compare, image, json};
@@ -279,15 +279,4 @@ fn azure_round_trip() {
     let repo = repo.with_env(&[("AZURE_STORAGE_ACCOUNT_KEY", &wrong)]);
     let output = repo.command(&["list"]).run().expect(&[code::FAILED]).says("request id");
     assert!(!output.show().contains(&wrong));
-}
-
-#[test]
-fn gcs_round_trip() {
-    let work = Workdir::new("gcs");
-    let server = Gcs::start(work.path());
-    let repo = Repo::in_cloud(&work, "gcs", "gs").with_env(&[
-        ("GOOGLE_SERVICE_ACCOUNT_KEY", GCS_ACCOUNT),
-        ("PENSTOCK_S3_ENDPOINT", &server.endpoint()),
-    ]);
-    round_trip(&work, &repo);
 }

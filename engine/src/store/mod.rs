@@ -151,14 +151,20 @@ pub trait Store: Send + Sync {
     }
 }
 
-/// Runs `read`, and once more if it found damage in the object and the store may do better the second time.
+/// Times that an object is read before damage in it is believed, where a second reading may differ.
+const READS: u32 = 3;
+
+/// Runs `read`, and again if it found damage in the object and the store may do better then.
 pub fn reread<T>(store: &dyn Store, key: &str, mut read: impl FnMut() -> Result<T>) -> Result<T> {
-    match read() {
-        Err(error) if error.is_damage() && store.distrust(key) => {
-            tracing::warn!("read again: {error}");
-            read()
+    let mut reads = 1;
+    loop {
+        match read() {
+            Err(error) if error.is_damage() && reads < READS && store.distrust(key) => {
+                tracing::warn!("read again: {error}");
+                reads += 1;
+            }
+            other => return other,
         }
-        other => other,
     }
 }
 

@@ -2,9 +2,7 @@
 
 use std::process::{Command, ExitCode};
 
-use penstock_tests::servers::{
-    AZURE_ACCOUNT, AZURE_KEY, Azurite, BUCKET, GCS_ACCOUNT, Gcs, KEY_ID, SECRET, Seaweed,
-};
+use penstock_tests::servers::{AZURE_ACCOUNT, AZURE_KEY, Azurite, BUCKET, KEY_ID, SECRET, Seaweed};
 use penstock_tests::workdir::Workdir;
 
 fn main() -> ExitCode {
@@ -14,16 +12,13 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let work = Workdir::new("servers");
-    let (s3, gcs, azure) =
-        (Seaweed::start(&work.join("s3")), Gcs::start(work.path()), Azurite::start(work.path()));
+    let (s3, azure) = (Seaweed::start(&work.join("s3")), Azurite::start(work.path()));
     let status = Command::new(program)
         .args(args)
         .env("PENSTOCK_TEST_BUCKET", BUCKET)
         .env("PENSTOCK_TEST_S3", s3.endpoint())
         .env("AWS_ACCESS_KEY_ID", KEY_ID)
         .env("AWS_SECRET_ACCESS_KEY", SECRET)
-        .env("PENSTOCK_TEST_GCS", gcs.endpoint())
-        .env("GOOGLE_SERVICE_ACCOUNT_KEY", GCS_ACCOUNT)
         .env("PENSTOCK_TEST_AZURE", azure.endpoint())
         .env("AZURE_STORAGE_ACCOUNT_NAME", AZURE_ACCOUNT)
         .env("AZURE_STORAGE_ACCOUNT_KEY", AZURE_KEY)

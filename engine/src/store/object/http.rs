@@ -129,7 +129,8 @@ impl HttpService for Counting {
         if completes {
             request.headers_mut().insert("if-none-match", object_store::HeaderValue::from_static("*"));
         }
-        let response = self.inner.execute(request).await?;
+        let mut response = self.inner.execute(request).await?;
+        length_from_range(&mut response);
         if counted {
             let _ = ATTEMPT.try_with(|attempt| attempt.answered(&response));
         }
@@ -137,7 +138,38 @@ impl HttpService for Counting {
     }
 }
 
+/// Proxies may pass a body on in chunks and drop its length, which `object_store` asks for. A partial answer says in its range how long it is.
+fn length_from_range(response: &mut HttpResponse) {
+    if response.headers().contains_key("content-length") {
+        return;
+    }
+    let range = response.headers().get("content-range").and_then(|value| value.to_str().ok());
+    if let Some(len) = range.and_then(range_bytes) {
+        response.headers_mut().insert("content-length", len.into());
+    }
+}
+
+/// `bytes 10-19/100` has 10 bytes.
+fn range_bytes(text: &str) -> Option<u64> {
+    let (first, last) = text.strip_prefix("bytes ")?.split_once('/')?.0.split_once('-')?;
+    last.parse::<u64>().ok()?.checked_sub(first.parse().ok()?)?.checked_add(1)
+}
+
 fn is_token_host(host: &str) -> bool {
     ["169.254.169.254", "metadata.google.internal", "metadata", "login.microsoftonline.com"].contains(&host)
         || host.ends_with("oauth2.googleapis.com")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_have_a_length() {
+        assert_eq!(range_bytes("bytes 10-19/100"), Some(10));
+        assert_eq!(range_bytes("bytes 0-0/1"), Some(1));
+        for wrong in ["bytes */100", "bytes 9-1/100", "10-19/100", "bytes 0-18446744073709551615/1"] {
+            assert_eq!(range_bytes(wrong), None, "{wrong}");
+        }
+    }
 }
