@@ -159,7 +159,10 @@ pub fn reread<T>(store: &dyn Store, key: &str, mut read: impl FnMut() -> Result<
     let mut reads = 1;
     loop {
         match read() {
-            Err(error) if error.is_damage() && reads < READS && store.distrust(key) => {
+            // a version is but a flipped byte away from another
+            Err(error @ (Error::Damaged { .. } | Error::Missing { .. } | Error::NewerVersion { .. }))
+                if reads < READS && store.distrust(key) =>
+            {
                 tracing::warn!("read again: {error}");
                 reads += 1;
             }
