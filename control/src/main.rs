@@ -1,5 +1,6 @@
 //! `penstock`: backup of EC2 machines and block devices. `docs/CLI.md` is the manual of the command line.
 
+mod aws;
 mod cli;
 
 fn main() -> std::process::ExitCode {

@@ -20,6 +20,18 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
+    /// An object store refused, failed, or did not answer.
+    #[error("cannot {action} {object}: {why} ({advice})")]
+    Remote {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On what: the URL of the object.
+        object: String,
+        /// The service's words, with the id of the request where it gave one.
+        why: String,
+        /// What the user can do.
+        advice: String,
+    },
     /// No repository at the location.
     #[error("no penstock repository at {location}: {why}. Create one with `penstock init`, or check --repo")]
     NotARepository {

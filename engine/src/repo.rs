@@ -18,7 +18,17 @@ use crate::index::Index;
 use crate::limits::{CHUNK_TARGET_BYTES_DEFAULT, PACK_BYTES_DEFAULT};
 use crate::manifest::{NodeReader, TreeReader};
 use crate::sealed;
-use crate::store::{Body, PutOutcome, Requests, Span, Store};
+use crate::store::{Body, PutOutcome, Requests, Span, Store, reread};
+
+/// Objects worth keeping on local disk where the store is far away: small, immutable, and read by every run. Their names are random, so they never stand for other bytes.
+pub fn cached_prefixes() -> Vec<String> {
+    [ObjectKind::Index, ObjectKind::Meta, ObjectKind::Point].map(|kind| kind.prefix().to_owned()).to_vec()
+}
+
+/// Where the bulk of the data is: what a cold storage class may hold. Everything else is read by each run.
+pub fn bulk_prefix() -> &'static str {
+    ObjectKind::Data.prefix()
+}
 
 /// Fewest characters of a recovery point's id that are accepted as a prefix.
 const PREFIX_CHARS_MIN: usize = 4;
@@ -127,13 +137,19 @@ impl Repository {
 
     /// True if opening needs a passphrase or a key file. Reads the configuration only.
     pub fn needs_key(store: &dyn Store) -> Result<bool> {
-        let bytes = read_config(store)?;
-        let plain = plain::decode("config", &bytes, ObjectKind::Config)?;
-        Ok(Config::from_json("config", plain.payload)?.encryption != Encryption::None)
+        reread(store, "config", || {
+            let bytes = read_config(store)?;
+            let plain = plain::decode("config", &bytes, ObjectKind::Config)?;
+            Ok(Config::from_json("config", plain.payload)?.encryption != Encryption::None)
+        })
     }
 
     /// Opens a repository.
     pub fn open(store: Arc<dyn Store>, access: &AccessKey) -> Result<Repository> {
+        reread(store.as_ref(), "config", || Self::open_once(store.clone(), access))
+    }
+
+    fn open_once(store: Arc<dyn Store>, access: &AccessKey) -> Result<Repository> {
         let bytes = read_config(store.as_ref())?;
         let plain = plain::decode("config", &bytes, ObjectKind::Config)?;
         let config = Config::from_json("config", plain.payload)?;
@@ -228,19 +244,24 @@ impl Repository {
     /// Reads one recovery point.
     pub fn read_point(&self, id: PointId) -> Result<RecoveryPoint> {
         let object = ObjectKind::Point.key(&id.to_string());
+        reread(self.store.as_ref(), &object, || self.read_point_once(id, &object))
+    }
+
+    fn read_point_once(&self, id: PointId, object: &str) -> Result<RecoveryPoint> {
         let mut bytes = Vec::new();
-        if self.store.get(&object, Span::All, &mut bytes)?.is_none() {
+        if self.store.get(object, Span::All, &mut bytes)?.is_none() {
+            let object = object.to_owned();
             return Err(Error::Missing { object, needed_by: "the list of recovery points".into() });
         }
-        let frame = sealed::decode(&self.keys, &object, ObjectKind::Point, *id.as_bytes(), &mut bytes)?;
+        let frame = sealed::decode(&self.keys, object, ObjectKind::Point, *id.as_bytes(), &mut bytes)?;
         let json = match frame.split_first() {
             Some((codec, json)) if *codec == Codec::Raw as u8 => json.to_vec(),
             Some((codec, packed)) if *codec == Codec::Zstd as u8 => {
-                zstd::bulk::decompress(packed, POINT_BYTES_MAX).map_err(|e| Error::damaged(&object, e))?
+                zstd::bulk::decompress(packed, POINT_BYTES_MAX).map_err(|e| Error::damaged(object, e))?
             }
-            _ => return Err(Error::damaged(&object, "an unknown codec")),
+            _ => return Err(Error::damaged(object, "an unknown codec")),
         };
-        RecoveryPoint::from_json(&object, &json, &id)
+        RecoveryPoint::from_json(object, &json, &id)
     }
 
     /// Publishes a recovery point: the commit. Everything it refers to must be durable.

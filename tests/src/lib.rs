@@ -10,6 +10,8 @@
 //! | filesystems on loop devices, mounts | [`filesystem`] |
 //! | contents: random, text, zeros, holes, mixtures, edits | [`image`] |
 //! | byte comparison | [`compare`] |
+//! | servers like S3 and Azure; a proxy that injects faults | [`servers`] |
+//! | a proxy that loses acknowledgements | [`lossy`] |
 //! | damage to repository objects | [`damage`] |
 //! | Rust source as text, for the layering rules | [`source_text`] |
 //! | fixed-seed randomness, external tools, JSON access | [`rng`], [`tools`], [`json`] |
@@ -24,9 +26,11 @@ pub mod filesystem;
 pub mod image;
 pub mod json;
 pub mod loopdev;
+pub mod lossy;
 pub mod penstock;
 pub mod repo;
 pub mod rng;
+pub mod servers;
 pub mod source_text;
 pub mod tools;
 pub mod workdir;

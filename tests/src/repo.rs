@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::penstock::Penstock;
 use crate::workdir::{Workdir, text};
-use crate::{json, tools};
+use crate::{json, servers, tools};
 
 /// How a repository is opened.
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub struct Repo {
     pub state: PathBuf,
     /// How it is opened.
     pub access: Access,
+    /// Environment of every command, besides that.
+    pub env: Vec<(String, String)>,
 }
 
 impl Repo {
@@ -58,7 +60,41 @@ impl Repo {
 
     /// A repository that is, or will be, at `dir`.
     pub fn at(dir: &Path, state: &Path, access: Access) -> Self {
-        Self { dir: dir.to_owned(), state: state.to_owned(), access }
+        Self { dir: dir.to_owned(), state: state.to_owned(), access, env: Vec::new() }
+    }
+
+    /// A new repository in the test bucket of a server that speaks S3. Its patience is that of tests.
+    pub fn on_s3(work: &Workdir, name: &str, endpoint: &str, init_args: &[&str]) -> Self {
+        let repo = Self::in_cloud(work, name, "s3").with_env(&[
+            ("AWS_ACCESS_KEY_ID", servers::KEY_ID),
+            ("AWS_SECRET_ACCESS_KEY", servers::SECRET),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_EC2_METADATA_DISABLED", "true"),
+            ("PENSTOCK_S3_ENDPOINT", endpoint),
+            ("PENSTOCK_S3_TIMEOUT", "4"),
+            ("PENSTOCK_S3_PATIENCE", "40"),
+        ]);
+        repo.command(&["init"]).args(init_args).run().ok();
+        repo
+    }
+
+    /// What will be a repository in the test bucket of a service.
+    pub fn in_cloud(work: &Workdir, name: &str, scheme: &str) -> Self {
+        let url = format!("{scheme}://{}/{name}", servers::BUCKET);
+        let key = work.join(&format!("{name}.key"));
+        std::fs::write(&key, [name.len() as u8 + 1; 64]).unwrap();
+        Self::at(Path::new(&url), &work.join(&format!("{name}.state")), Access::KeyFile(key))
+    }
+
+    /// Adds to the environment of commands; later values win.
+    pub fn with_env(mut self, env: &[(&str, &str)]) -> Self {
+        self.env.extend(env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        self
+    }
+
+    /// The same repository, with another state directory: as from another machine.
+    pub fn elsewhere(&self, work: &Workdir, state: &str) -> Self {
+        Self { state: work.join(state), ..self.clone() }
     }
 
     /// A copy of the objects under another name, with an empty state directory; opened by the same key.
@@ -79,6 +115,7 @@ impl Repo {
     /// A command on this repository.
     pub fn command(&self, args: &[&str]) -> Penstock {
         let command = Penstock::new(&self.state).env("PENSTOCK_REPO", &self.dir).args(args);
+        let command = self.env.iter().fold(command, |command, (name, value)| command.env(name, value));
         match &self.access {
             Access::KeyFile(path) => command.arg("--key-file").arg(path),
             Access::Password(password) => command.env("PENSTOCK_PASSWORD", password),

@@ -6,11 +6,13 @@ use clap::{ArgAction, Args, ValueEnum};
 use penstock_engine::format::config::Compression;
 use penstock_engine::io::IoEngineChoice;
 
+use super::far::Far;
+
 /// Options of all verbs.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Global options")]
 pub struct Globals {
-    /// Where the repository is: a path or file:///path
+    /// Where the repository is: a path, file:///path, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix
     #[arg(long, global = true, env = "PENSTOCK_REPO", hide_env_values = true, value_name = "URL")]
     pub repo: Option<String>,
 
@@ -45,6 +47,10 @@ pub struct Globals {
     /// One JSON object on standard output, events as one JSON object a line on standard error
     #[arg(long, global = true)]
     pub json: bool,
+
+    /// Repositories in object stores
+    #[command(flatten)]
+    pub far: Far,
 }
 
 impl Globals {

@@ -9,14 +9,14 @@ use penstock_engine::format::config::Compression;
 use penstock_engine::format::point::Volume;
 use penstock_engine::repo::Repository;
 use penstock_engine::source::{self, Extents, OpenOptions};
-use penstock_engine::store::Requests;
 use serde::Serialize;
 
 use super::args::{self, IoEngineArg};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{self, Facts};
 use super::progress::{Kind, Mode};
-use super::session::{Session, requests_since};
+use super::session::Session;
+use super::spent::Spent;
 use super::{host, units};
 
 const EXAMPLES: &str = "\
@@ -82,7 +82,7 @@ pub struct Args {
 pub struct Done {
     /// What the engine says of it.
     pub report: BackupReport,
-    requests: Requests,
+    spent: Spent,
 }
 
 /// The result of `backup --json`.
@@ -99,7 +99,8 @@ pub struct Report<'a> {
     memory_peak_bytes: u64,
     io_engine: &'static str,
     io_engine_why: &'a str,
-    requests: Requests,
+    #[serde(flatten)]
+    spent: Spent,
     resumed_bytes: u64,
     compression_levels: Option<Levels>,
     parent: Option<&'a str>,
@@ -127,7 +128,8 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
     session.repo_url()?;
     let volumes = open_volumes(args)?;
     let repo = session.repository()?;
-    let done = perform(session, Mode::of(&session.globals), &repo, volumes, &options)?;
+    let mut done = perform(session, Mode::of(&session.globals), &repo, volumes, &options)?;
+    done.spent = Spent::of(&repo);
     if session.globals.json {
         output::print_json(&done.json())?;
     } else {
@@ -149,7 +151,7 @@ pub fn perform(
 ) -> Result<Done, Failure> {
     let before = repo.requests();
     let report = session.with_run_in(Kind::Backup, mode, |run| backup::run(repo, volumes, options, run))?;
-    Ok(Done { report, requests: requests_since(repo, before) })
+    Ok(Done { report, spent: Spent::since(repo, before) })
 }
 
 fn check(args: &Args) -> Result<(), Failure> {
@@ -264,7 +266,7 @@ impl Done {
             memory_peak_bytes: host::memory_peak_bytes(),
             io_engine: report.io_engine,
             io_engine_why: &report.io_engine_why,
-            requests: self.requests,
+            spent: self.spent,
             resumed_bytes: report.resumed_bytes,
             compression_levels: report.levels.map(Levels::of),
             parent: report.point.parent.as_deref(),
@@ -313,6 +315,7 @@ impl Done {
         );
         facts.add("bottleneck", bottleneck_text(report.bottleneck));
         facts.add("I/O", io_text(report.io_engine, &report.io_engine_why));
+        self.spent.add_to(&mut facts);
         facts.add("parent", report.point.parent.as_deref().map_or("none", output::short_id));
         facts
     }

@@ -98,6 +98,7 @@ fn exit_of(error: &Error) -> Exit {
 fn kind_of(error: &Error) -> &'static str {
     match error {
         Error::Io { .. } => "io",
+        Error::Remote { .. } => "object_store",
         Error::NotARepository { .. } => "not_a_repository",
         Error::AlreadyExists { .. } => "already_exists",
         Error::WrongKey { .. } => "wrong_key",
@@ -122,6 +123,7 @@ mod tests {
         let s = String::new;
         for (error, code) in [
             (Error::io("read", "x")(io::Error::other("y")), 1),
+            (Error::Remote { action: "read", object: s(), why: s(), advice: s() }, 1),
             (Error::NotARepository { location: s(), why: s() }, 10),
             (Error::AlreadyExists { location: s(), what: s() }, 1),
             (Error::WrongKey { location: s(), why: s() }, 11),

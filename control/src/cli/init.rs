@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use clap::ValueEnum;
+use penstock_engine::Error;
 use penstock_engine::crypto::wrap::AccessKey;
 use penstock_engine::format::config::{Config, Encryption};
 use penstock_engine::repo::{InitOptions, Repository};
-use penstock_engine::{Error, store};
+use penstock_engine::store::Store;
 use serde::Serialize;
 
 use super::access::{self, Purpose};
@@ -77,8 +78,8 @@ struct Report<'a> {
 
 /// Creates the repository and says how it was set up.
 pub fn run(args: &Args, session: &Session) -> Outcome {
-    let url = session.repo_url()?;
-    refuse_existing(url)?;
+    let existing = session.open_store(false, false);
+    refuse_existing(existing.as_ref())?;
     let globals = &session.globals;
     let access = if !args.insecure_no_encryption {
         access::access_key(globals, &session.interrupt, Purpose::Create)?
@@ -87,7 +88,7 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
     } else {
         AccessKey::None
     };
-    let repo = Repository::init(store::open(url, true)?, &options(args), &access)?;
+    let repo = Repository::init(store_for(session, existing)?, &options(args), &access)?;
     if globals.json {
         output::print_json(&report(repo.config(), repo.location()))?;
     } else {
@@ -98,14 +99,27 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
 }
 
 /// Says so before a passphrase is asked for. What else may be there is `Repository::init`'s to judge.
-fn refuse_existing(url: &str) -> Result<(), Failure> {
-    let Ok(store) = store::open(url, false) else { return Ok(()) };
-    match Repository::needs_key(&*Arc::clone(&store)) {
+fn refuse_existing(store: Result<&Arc<dyn Store>, &Failure>) -> Result<(), Failure> {
+    let Ok(store) = store else { return Ok(()) };
+    match Repository::needs_key(&**store) {
         Ok(_) => {
             Err(Error::AlreadyExists { location: store.location().to_owned(), what: "a repository".into() }
                 .into())
         }
+        // What a bucket refuses now, it refuses later too.
+        Err(error @ Error::Remote { .. }) => Err(error.into()),
         Err(_) => Ok(()),
+    }
+}
+
+/// An object store is there already; a directory may have to be made.
+fn store_for(
+    session: &Session,
+    existing: Result<Arc<dyn Store>, Failure>,
+) -> Result<Arc<dyn Store>, Failure> {
+    match existing {
+        Ok(store) => Ok(store),
+        Err(_) => session.open_store(true, false),
     }
 }
 

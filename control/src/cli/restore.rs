@@ -9,14 +9,14 @@ use penstock_engine::Error;
 use penstock_engine::format::point::{RecoveryPoint, Volume};
 use penstock_engine::repo::Repository;
 use penstock_engine::restore::{self, RestoreOptions, RestoreReport, RestoreTarget};
-use penstock_engine::store::Requests;
 use serde::Serialize;
 
 use super::args::{self, IoEngineArg};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{self, Facts};
 use super::progress::{Kind, Mode};
-use super::session::{Session, requests_since};
+use super::session::Session;
+use super::spent::Spent;
 use super::{host, units};
 
 const EXAMPLES: &str = "\
@@ -65,7 +65,7 @@ pub struct Done {
     pub report: RestoreReport,
     point_id: String,
     volume: String,
-    requests: Requests,
+    spent: Spent,
 }
 
 /// The result of `restore --json`.
@@ -85,7 +85,8 @@ pub struct Report<'a> {
     io_engine: &'static str,
     cpu_ms: u64,
     memory_peak_bytes: u64,
-    requests: Requests,
+    #[serde(flatten)]
+    spent: Spent,
 }
 
 /// Restores the volume.
@@ -105,7 +106,8 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
         ..base_options(session, host::state_dir()?)
     };
     let target = if to_stdout { stdout_target()? } else { RestoreTarget::Path(args.target.clone()) };
-    let done = perform(session, Mode::of(&session.globals), &repo, &point, volume, target, &options)?;
+    let mut done = perform(session, Mode::of(&session.globals), &repo, &point, volume, target, &options)?;
+    done.spent = Spent::of(&repo);
     let text = match session.globals.json {
         true => output::json_text(&done.json())? + "\n",
         false => done.text(&args.target),
@@ -134,7 +136,7 @@ pub fn perform(
         report,
         point_id: point.id.clone(),
         volume: volume.name.clone(),
-        requests: requests_since(repo, before),
+        spent: Spent::since(repo, before),
     })
 }
 
@@ -205,7 +207,7 @@ impl Done {
             io_engine: report.io_engine,
             cpu_ms: host::cpu_ms(),
             memory_peak_bytes: host::memory_peak_bytes(),
-            requests: self.requests,
+            spent: self.spent,
         }
     }
 
@@ -243,6 +245,7 @@ impl Done {
             ),
         );
         facts.add("I/O", super::backup::io_text(report.io_engine, ""));
+        self.spent.add_to(&mut facts);
         facts
     }
 }

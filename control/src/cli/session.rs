@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use penstock_engine::crypto::wrap::AccessKey;
 use penstock_engine::repo::Repository;
-use penstock_engine::store::{self, Requests, Store};
+use penstock_engine::store::object::Place;
+use penstock_engine::store::{self, Store};
 use penstock_engine::{Error, Run};
 
 use super::access::{self, Purpose};
@@ -34,12 +35,29 @@ impl Session {
 
     /// The store behind `--repo`, which has to exist.
     pub fn store(&self) -> Result<Arc<dyn Store>, Failure> {
-        Ok(store::open(self.repo_url()?, false)?)
+        self.open_store(false, true)
+    }
+
+    /// The store behind `--repo`. `create` makes a directory that is not there; `cache` allows answers from local disk.
+    pub fn open_store(&self, create: bool, cache: bool) -> Result<Arc<dyn Store>, Failure> {
+        let url = self.repo_url()?;
+        match Place::parse(url)? {
+            Some(place) => self.globals.far.open(place, cache),
+            None => Ok(store::open(url, create)?),
+        }
     }
 
     /// Opens the repository; asks for a key only if it has one.
     pub fn repository(&self) -> Result<Repository, Failure> {
-        let store = self.store()?;
+        self.repository_on(self.store()?)
+    }
+
+    /// As [`repository`](Self::repository), but every byte comes from the store itself: for checking what is there.
+    pub fn repository_as_stored(&self) -> Result<Repository, Failure> {
+        self.repository_on(self.open_store(false, false)?)
+    }
+
+    fn repository_on(&self, store: Arc<dyn Store>) -> Result<Repository, Failure> {
         let access = match Repository::needs_key(&*store)? {
             true => access::access_key(&self.globals, &self.interrupt, Purpose::Open)?,
             // Whoever gives a key expects an encrypted repository: this one may have been put in its place.
@@ -78,17 +96,5 @@ impl Session {
         let result = work(&run);
         display.finish();
         Ok(result?)
-    }
-}
-
-/// Requests made since `before`.
-pub fn requests_since(repo: &Repository, before: Requests) -> Requests {
-    let now = repo.requests();
-    Requests {
-        get: now.get - before.get,
-        put: now.put - before.put,
-        list: now.list - before.list,
-        delete: now.delete - before.delete,
-        retried: now.retried - before.retried,
     }
 }

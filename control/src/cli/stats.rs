@@ -1,12 +1,12 @@
 //! `penstock stats`: how large a repository is, and what deduplication and compression do for it.
 
 use penstock_engine::stats::{self, NameStats, Stats};
-use penstock_engine::store::Requests;
 use serde::Serialize;
 
 use super::exit::{Exit, Outcome};
 use super::output::{self, Facts, Table};
 use super::session::Session;
+use super::spent::Spent;
 use super::units;
 
 const EXAMPLES: &str = "\
@@ -36,7 +36,8 @@ struct Report<'a> {
     index_bytes: u64,
     chunks: u64,
     names: Vec<NameReport<'a>>,
-    requests: Requests,
+    #[serde(flatten)]
+    spent: Spent,
 }
 
 #[derive(Serialize)]
@@ -53,14 +54,14 @@ pub fn run(_: &Args, session: &Session) -> Outcome {
     let repo = session.repository()?;
     let stats = stats::collect(&repo)?;
     if session.globals.json {
-        output::print_json(&json(&stats, repo.requests()))?;
+        output::print_json(&json(&stats, Spent::of(&repo)))?;
     } else {
         output::print(&text(&stats, repo.requests()))?;
     }
     Ok(Exit::Done)
 }
 
-fn json(stats: &Stats, requests: Requests) -> Report<'_> {
+fn json(stats: &Stats, spent: Spent) -> Report<'_> {
     Report {
         points: stats.points,
         logical_bytes: stats.logical_bytes,
@@ -76,7 +77,7 @@ fn json(stats: &Stats, requests: Requests) -> Report<'_> {
         index_bytes: stats.index_bytes,
         chunks: stats.chunks,
         names: stats.names.iter().map(name_report).collect(),
-        requests,
+        spent,
     }
 }
 
@@ -90,7 +91,7 @@ fn name_report(stats: &NameStats) -> NameReport<'_> {
     }
 }
 
-fn text(stats: &Stats, requests: Requests) -> String {
+fn text(stats: &Stats, requests: penstock_engine::store::Requests) -> String {
     let with = |bytes: u64, what: String| format!("{:>10}  {what}", units::size(bytes));
     let mut facts = Facts::default();
     facts.add(

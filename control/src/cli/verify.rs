@@ -1,13 +1,13 @@
 //! `penstock verify`: is everything there, and is it what was written?
 
-use penstock_engine::store::Requests;
 use penstock_engine::verify::{self, Hurt, VerifyOptions, VerifyReport};
 use serde::Serialize;
 
 use super::exit::{Exit, Outcome};
 use super::output::{self, JsonRange};
 use super::progress::Kind;
-use super::session::{Session, requests_since};
+use super::session::Session;
+use super::spent::Spent;
 use super::units;
 
 /// Hurt ranges shown of each volume.
@@ -50,7 +50,8 @@ struct Report<'a> {
     duration_ms: u64,
     problems: &'a [String],
     hurt: Vec<HurtReport<'a>>,
-    requests: Requests,
+    #[serde(flatten)]
+    spent: Spent,
 }
 
 #[derive(Serialize)]
@@ -63,24 +64,26 @@ struct HurtReport<'a> {
 
 /// Verifies.
 pub fn run(args: &Args, session: &Session) -> Outcome {
-    let repo = session.repository()?;
+    let repo = session.repository_as_stored()?;
     let options = VerifyOptions {
         points: args.points.iter().map(|text| repo.resolve(text)).collect::<Result<_, _>>()?,
         read_data: args.read_data,
         sample: args.sample,
         workers: session.globals.worker_count(),
     };
-    let before = repo.requests();
     let report = session.with_run(Kind::Verify, |run| verify::run(&repo, &options, run))?;
     if session.globals.json {
-        output::print_json(&json(&report, requests_since(&repo, before)))?;
+        output::print_json(&json(&report, Spent::of(&repo)))?;
     } else {
         output::print(&text(&report))?;
+        if let Some(spent) = Spent::of(&repo).text() {
+            output::print(&format!("requests: {spent}\n"))?;
+        }
     }
     Ok(if report.is_clean() { Exit::Done } else { Exit::Damage })
 }
 
-fn json(report: &VerifyReport, requests: Requests) -> Report<'_> {
+fn json(report: &VerifyReport, spent: Spent) -> Report<'_> {
     Report {
         clean: report.is_clean(),
         points: report.points,
@@ -92,7 +95,7 @@ fn json(report: &VerifyReport, requests: Requests) -> Report<'_> {
         duration_ms: report.duration_ms,
         problems: &report.problems,
         hurt: report.hurt.iter().map(hurt_report).collect(),
-        requests,
+        spent,
     }
 }
 
@@ -163,7 +166,7 @@ mod tests {
         });
         let words = text(&report);
         assert!(words.contains("0123456789ab (web-01), volume vda: 64 KiB in 1 range"), "{words}");
-        let json = serde_json::to_value(json(&report, Requests::default())).unwrap();
+        let json = serde_json::to_value(json(&report, Spent::default())).unwrap();
         assert_eq!(json["clean"], false);
         assert_eq!(json["hurt"][0]["ranges"][0]["length"], 65_536);
         assert_eq!(json["requests"]["get"], 0);

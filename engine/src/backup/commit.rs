@@ -21,6 +21,9 @@ use crate::pack::{FinishedPack, PackBuilder};
 /// finished, and a long one still makes few packs.
 const META_PACK_AGE_MIN: Duration = Duration::from_millis(100);
 const META_PACK_AGE_MAX: Duration = Duration::from_secs(10);
+/// Where each request is billed, packs are fewer.
+const META_PACK_AGE_MIN_BILLED: Duration = Duration::from_secs(5);
+const META_PACK_AGE_MAX_BILLED: Duration = Duration::from_secs(60);
 
 /// What the pipeline leaves behind.
 pub struct Committed {
@@ -68,6 +71,10 @@ impl<'a> Committer<'a> {
             compressor: Compressor::new(Some(1))?,
             pack: None,
             started: Instant::now(),
+            age: match shared.repo.store.bills_requests() {
+                true => (META_PACK_AGE_MIN_BILLED, META_PACK_AGE_MAX_BILLED),
+                false => (META_PACK_AGE_MIN, META_PACK_AGE_MAX),
+            },
         };
         let volumes = described.iter().map(|_| VolumeState::default()).collect();
         Ok(Self { shared, described, journal, nodes, volumes })
@@ -191,6 +198,8 @@ struct MetaPacker {
     compressor: Compressor,
     pack: Option<(PackBuilder, Instant)>,
     started: Instant,
+    /// Least and most that the age of a pack is bounded by.
+    age: (Duration, Duration),
 }
 
 impl MetaPacker {
@@ -208,8 +217,7 @@ impl MetaPacker {
             }
         };
         builder.add(id.as_bytes(), node, &mut self.compressor);
-        if builder.is_full()
-            || opened.elapsed() > (self.started.elapsed() / 4).clamp(META_PACK_AGE_MIN, META_PACK_AGE_MAX)
+        if builder.is_full() || opened.elapsed() > (self.started.elapsed() / 4).clamp(self.age.0, self.age.1)
         {
             self.close();
         }

@@ -215,6 +215,8 @@ struct Shared {
     chunk_params: ChunkParams,
     level: level::LevelControl,
     pack_pool: BufPool,
+    /// Threads that store packs: buffers of the pool beyond one per worker.
+    pack_writers: usize,
     meta_pool: BufPool,
     /// Nanoseconds that workers waited for input and for pack buffers, and lived in all.
     waited_source_ns: AtomicU64,
@@ -237,8 +239,9 @@ const META_PACK_BYTES: usize = 4 << 20;
 const READ_AHEAD_SEGMENTS: usize = 8;
 /// Jobs planned ahead of the readers: what the planner waits for now and then (maps of extents, nodes of the parent) must not make the disk wait too.
 const JOBS_AHEAD: usize = 256;
-/// Pack buffers beyond one per worker: what the store writes while workers fill the next ones.
-const PACKS_IN_FLIGHT: usize = 2;
+/// Packs being stored at a time at least, where the store has a use for so many: what two workers fill while one request is under way. With 32 MiB packs and two workers it keeps
+/// all buffers below 256 MiB.
+const PACKS_IN_FLIGHT_MIN: usize = 3;
 
 /// Backs the volumes up as one recovery point.
 pub fn run(
@@ -398,6 +401,11 @@ fn find_parent(
     Ok(parent)
 }
 
+/// Packs stored at a time: as many as the store has a use for, and about one per worker that fills them.
+fn packs_in_flight(repo: &Repository, options: &BackupOptions) -> usize {
+    repo.store().parallel_puts().clamp(1, options.workers.max(PACKS_IN_FLIGHT_MIN))
+}
+
 fn share(repo: &Repository, claims: Arc<Claims>, options: &BackupOptions, run: &Arc<Run>) -> Result<Shared> {
     let config = repo.config();
     let chunk_params = repo.chunk_params()?;
@@ -413,7 +421,8 @@ fn share(repo: &Repository, claims: Arc<Claims>, options: &BackupOptions, run: &
         repo: RepoParts { store: repo.store().clone(), keys: repo.keys().clone(), pack_bytes },
         chunk_params,
         level: level::LevelControl::new(&compression),
-        pack_pool: BufPool::new(options.workers.max(1) + PACKS_IN_FLIGHT, pack_buffer),
+        pack_pool: BufPool::new(options.workers.max(1) + packs_in_flight(repo, options), pack_buffer),
+        pack_writers: packs_in_flight(repo, options),
         meta_pool: BufPool::new(2, pack_buffer_bytes(META_PACK_BYTES, crate::format::node::NODE_BYTES_MAX)),
         waited_source_ns: AtomicU64::new(0),
         waited_store_ns: AtomicU64::new(0),

@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender};
 
-use super::{Event, PACKS_IN_FLIGHT, Shared};
+use super::{Event, Shared};
 use crate::error::{Error, Result};
 use crate::pack::FinishedPack;
 use crate::store::{Body, PutOutcome};
@@ -16,7 +16,7 @@ pub fn spawn_writers(
     packs: &Receiver<FinishedPack>,
     events: &Sender<Event>,
 ) -> Result<Vec<JoinHandle<()>>> {
-    (0..PACKS_IN_FLIGHT)
+    (0..shared.pack_writers)
         .map(|n| {
             let (shared, packs, events) = (shared.clone(), packs.clone(), events.clone());
             std::thread::Builder::new()

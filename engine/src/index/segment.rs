@@ -17,7 +17,7 @@ use crate::format::index_segment::{
 use crate::format::index_tail::TailView;
 use crate::id::ObjectId;
 use crate::pack::Location;
-use crate::store::{ReadAt, Span, Store};
+use crate::store::{ReadAt, Span, Store, reread};
 
 /// What is fetched from the end of a segment in one request: the whole tail of all but large ones.
 const END_BYTES: usize = 256 << 10;
@@ -47,6 +47,17 @@ pub struct Segment {
 impl Segment {
     /// Reads header and tail from the store. A table of packs that is that of `sibling` is shared with it.
     pub fn open(
+        store: &dyn Store,
+        keys: &RepoKeys,
+        id: ObjectId,
+        object_bytes: u64,
+        sibling: Option<&Segment>,
+    ) -> Result<Self> {
+        let object = ObjectKind::Index.key(&id.to_string());
+        reread(store, &object, || Self::read(store, keys, id, object_bytes, sibling))
+    }
+
+    fn read(
         store: &dyn Store,
         keys: &RepoKeys,
         id: ObjectId,
@@ -186,10 +197,12 @@ impl Segment {
                 Some(found) => found,
                 None => {
                     let mut stored = [0; PAGE_STORED_BYTES];
-                    self.fetch_pages(store, page, &mut stored)?;
-                    let plain = self.open_page(page, &mut stored)?;
-                    keep(pages, hash, key, plain);
-                    find_in_page(plain, rows, id)
+                    reread(store, &self.object, || {
+                        self.fetch_pages(store, page, &mut stored)?;
+                        let plain = self.open_page(page, &mut stored)?;
+                        keep(pages, hash, key, plain);
+                        Ok(find_in_page(plain, rows, id))
+                    })?
                 }
             };
             if let Some(row) = found {

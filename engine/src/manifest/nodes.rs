@@ -9,7 +9,7 @@ use crate::format::node::{Leaf, NODE_BYTES_MAX, NodeRef, decode_inner};
 use crate::id::{NodeId, ObjectId};
 use crate::index::Index;
 use crate::pack::{FrameReader, Location};
-use crate::store::{Span, Store};
+use crate::store::{Span, Store, reread};
 
 /// Bytes fetched at a time: about 120 leaves.
 const WINDOW_BYTES: usize = 256 << 10;
@@ -61,15 +61,26 @@ impl NodeReader {
     fn load(&mut self, id: &NodeId) -> Result<Vec<u8>> {
         self.nodes_read += 1;
         let at = self.index.locate(id.as_bytes(), "a manifest")?;
+        let store = self.store.clone();
+        let mut again = false;
+        reread(store.as_ref(), &at.pack_key(), || {
+            if std::mem::replace(&mut again, true) {
+                self.windows.retain(|window| window.pack != at.pack.id);
+            }
+            self.read(id, &at)
+        })
+    }
+
+    fn read(&mut self, id: &NodeId, at: &Location) -> Result<Vec<u8>> {
         if at.raw_bytes as usize > NODE_BYTES_MAX {
             return Err(Error::damaged(name_of(id), "it is too long for a manifest node"));
         }
-        let slot = self.window_of(&at)?;
+        let slot = self.window_of(at)?;
         let window = &self.windows[slot];
         let start = (u64::from(at.offset) - window.offset) as usize;
         let stored = &window.bytes[start..start + at.stored_bytes as usize];
         let mut raw = vec![0; at.raw_bytes as usize];
-        self.frames.read(&self.keys, &at, id.as_bytes(), stored, &mut raw)?;
+        self.frames.read(&self.keys, at, id.as_bytes(), stored, &mut raw)?;
         if self.keys.node_id(&raw) != *id {
             return Err(Error::damaged(name_of(id), "its contents do not have its id"));
         }

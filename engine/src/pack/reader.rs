@@ -8,7 +8,7 @@ use crate::format::index_segment::PackRef;
 use crate::format::pack::{TocRow, decode_toc};
 use crate::id::ObjectId;
 use crate::limits::PACK_BYTES_MAX;
-use crate::store::{Span, Store};
+use crate::store::{Span, Store, reread};
 
 /// Where a content is: a frame of a pack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,22 +85,32 @@ pub fn read_contents(
     id: ObjectId,
 ) -> Result<(PackRef, Vec<TocRow>)> {
     let object = kind.key(&id.to_string());
+    reread(store, &object, || read_contents_once(store, keys, kind, id, &object))
+}
+
+fn read_contents_once(
+    store: &dyn Store,
+    keys: &RepoKeys,
+    kind: ObjectKind,
+    id: ObjectId,
+    object: &str,
+) -> Result<(PackRef, Vec<TocRow>)> {
     let mut bytes = Vec::new();
-    let missing = || Error::Missing { object: object.clone(), needed_by: "the index".into() };
-    store.get(&object, Span::At { offset: 0, len: HEADER_BYTES }, &mut bytes)?.ok_or_else(missing)?;
-    let header = Header::decode(&object, &bytes, kind, id.as_bytes())?;
-    let key = keys.open_object(&object, &header)?;
-    let object_bytes = store.get(&object, Span::Last(TRAILER_BYTES), &mut bytes)?.ok_or_else(missing)?;
+    let missing = || Error::Missing { object: object.to_owned(), needed_by: "the index".into() };
+    store.get(object, Span::At { offset: 0, len: HEADER_BYTES }, &mut bytes)?.ok_or_else(missing)?;
+    let header = Header::decode(object, &bytes, kind, id.as_bytes())?;
+    let key = keys.open_object(object, &header)?;
+    let object_bytes = store.get(object, Span::Last(TRAILER_BYTES), &mut bytes)?.ok_or_else(missing)?;
     if object_bytes > u64::from(PACK_BYTES_MAX) {
-        return Err(Error::damaged(&object, format_args!("{object_bytes} bytes are too many for a pack")));
+        return Err(Error::damaged(object, format_args!("{object_bytes} bytes are too many for a pack")));
     }
-    let trailer = Trailer::decode(&object, &bytes, id.as_bytes(), object_bytes)?;
+    let trailer = Trailer::decode(object, &bytes, id.as_bytes(), object_bytes)?;
     let span = Span::At { offset: trailer.tail_offset, len: trailer.tail_stored_bytes as usize };
-    store.get(&object, span, &mut bytes)?.ok_or_else(missing)?;
+    store.get(object, span, &mut bytes)?.ok_or_else(missing)?;
     let toc = key
         .open_in_place(trailer.tail_offset, &NO_CONTEXT, &mut bytes)
-        .map_err(|_| Error::damaged(&object, "its table of contents does not authenticate"))?;
-    let rows = decode_toc(&object, toc, trailer.count, trailer.tail_offset)?;
+        .map_err(|_| Error::damaged(object, "its table of contents does not authenticate"))?;
+    let rows = decode_toc(object, toc, trailer.count, trailer.tail_offset)?;
     Ok((PackRef { id, salt: header.salt, bytes: object_bytes as u32, kind }, rows))
 }
 

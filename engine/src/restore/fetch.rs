@@ -21,8 +21,6 @@ use crate::pack::Location;
 use crate::run::Progress;
 use crate::source::OpenFile;
 
-/// Frames with at most this between them are fetched in one request: reading it costs less than another request.
-const GAP_BYTES_MAX: u64 = 256 << 10;
 /// Longest request.
 const REQUEST_BYTES_MAX: u64 = 8 << 20;
 /// Buffers for stored bytes grow in steps of a huge page.
@@ -134,7 +132,7 @@ impl Fetcher {
             return Ok(None);
         }
         let Some(buf) = self.gatherer.buffer() else { return Ok(None) };
-        let requests = requests_for(batch.strays());
+        let requests = requests_for(batch.strays(), self.shared.store.gap_bytes());
         let (bytes, starts) = self.get_all(batch.strays(), &requests)?;
         Ok(Some(Fetched::Strays { batch, starts, bytes, buf }))
     }
@@ -166,7 +164,7 @@ impl Fetcher {
         if self.shared.target.is_some() {
             self.put_off_strays(&mut window, &mut frames);
         }
-        let requests = requests_for(&frames);
+        let requests = requests_for(&frames, self.shared.store.gap_bytes());
         let (bytes, starts) = self.get_all(&frames, &requests)?;
         for (frame, start) in frames.iter_mut().zip(starts) {
             frame.start = start;
@@ -303,8 +301,8 @@ struct Request {
 
 impl Request {
     /// True if what lies between it and `at`, further on in the same pack, may be fetched too.
-    fn reaches(&self, at: &Location) -> bool {
-        u64::from(at.offset) <= self.bytes.end + GAP_BYTES_MAX
+    fn reaches(&self, at: &Location, gap_bytes: u64) -> bool {
+        u64::from(at.offset) <= self.bytes.end + gap_bytes
             && at.end() - self.bytes.start <= REQUEST_BYTES_MAX
     }
 
@@ -315,12 +313,12 @@ impl Request {
 }
 
 /// The requests that get `members`, which are in the order of packs.
-fn requests_for<T: Ranged>(members: &[T]) -> Vec<Request> {
+fn requests_for<T: Ranged>(members: &[T], gap_bytes: u64) -> Vec<Request> {
     let mut requests: Vec<Request> = Vec::new();
     for (no, at) in members.iter().map(Ranged::at).enumerate() {
         let offset = u64::from(at.offset);
         match requests.last_mut() {
-            Some(last) if members[last.members.start].at().pack.id == at.pack.id && last.reaches(at) => {
+            Some(last) if members[last.members.start].at().pack.id == at.pack.id && last.reaches(at, gap_bytes) => {
                 last.bytes.end = last.bytes.end.max(at.end());
                 last.members.end = no + 1;
             }

@@ -168,8 +168,6 @@ impl Shared {
 const SEGMENTS_IN_FLIGHT: usize = 12;
 /// Segments fetched together: chunks they share are fetched once, near ones in one request.
 const WINDOW_SEGMENTS: usize = 2;
-/// Threads that fetch from a local store.
-const FETCHERS: usize = 3;
 /// How long a lock on the target is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// Writes in flight.
@@ -353,15 +351,16 @@ fn start_stages(
     depth: usize,
 ) -> Result<Vec<JoinHandle<()>>> {
     let workers = options.workers.max(1);
+    let fetchers = repo.store().parallel_gets().max(1);
     let pool =
-        BufPool::new(SEGMENTS_IN_FLIGHT.max(depth + FETCHERS * WINDOW_SEGMENTS) + workers, SEGMENT_BYTES);
+        BufPool::new(SEGMENTS_IN_FLIGHT.max(depth + fetchers * WINDOW_SEGMENTS) + workers, SEGMENT_BYTES);
     let (window_sender, window_receiver) = crossbeam::channel::unbounded::<Vec<SegmentWork>>();
     let (fetched_sender, fetched_receiver) = crossbeam::channel::unbounded::<fetch::Fetched>();
     let spare = Arc::new(crossbeam::queue::SegQueue::new());
     let mut threads = Vec::new();
     let planner = plan::Planner::new(repo, shared.clone(), volume, how, pool, window_sender)?;
     threads.push(spawn("plan", shared, move || planner.run())?);
-    for gatherer in strays::gatherers(FETCHERS) {
+    for gatherer in strays::gatherers(fetchers) {
         let fetcher = fetch::Fetcher::new(shared.clone(), spare.clone(), gatherer);
         let (input, output) = (window_receiver.clone(), fetched_sender.clone());
         threads.push(spawn("fetch", shared, move || fetcher.run(&input, &output))?);

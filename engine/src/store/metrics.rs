@@ -102,6 +102,26 @@ impl<S: Store> Store for Counted<S> {
         self.inner.lists_cheaply()
     }
 
+    fn parallel_puts(&self) -> usize {
+        self.inner.parallel_puts()
+    }
+
+    fn parallel_gets(&self) -> usize {
+        self.inner.parallel_gets()
+    }
+
+    fn gap_bytes(&self) -> u64 {
+        self.inner.gap_bytes()
+    }
+
+    fn distrust(&self, key: &str) -> bool {
+        self.inner.distrust(key)
+    }
+
+    fn bills_requests(&self) -> bool {
+        self.inner.bills_requests()
+    }
+
     fn set_io_engine(&self, engine: IoEngine) {
         self.inner.set_io_engine(engine);
     }

@@ -1,16 +1,21 @@
 //! Where objects live: opaque keys and bytes. A store knows nothing of formats, keys or chunks.
 
+mod cached;
 mod local;
 mod memory;
 mod metrics;
+pub mod object;
+mod price;
 mod tmp;
 
-#[cfg(test)]
-mod conformance;
+#[cfg(any(test, feature = "conformance"))]
+#[allow(clippy::unwrap_used, clippy::expect_used)] // a panic is how a test suite reports
+pub mod conformance;
 
 use std::path::Path;
 use std::sync::Arc;
 
+pub use cached::{CacheOptions, Cached};
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use metrics::{Counted, Requests};
@@ -64,6 +69,20 @@ pub enum Span {
     },
     /// The last bytes; all of a shorter object.
     Last(usize),
+}
+
+impl Span {
+    /// Which bytes of an object of that length these are.
+    pub fn within(self, object_bytes: u64) -> std::ops::Range<u64> {
+        match self {
+            Span::All => 0..object_bytes,
+            Span::At { offset, len } => {
+                let start = offset.min(object_bytes);
+                start..start.saturating_add(len as u64).min(object_bytes)
+            }
+            Span::Last(len) => object_bytes.saturating_sub(len as u64)..object_bytes,
+        }
+    }
 }
 
 /// Writes the bytes of a streamed object.
@@ -121,6 +140,31 @@ pub trait Store: Send + Sync {
         false
     }
 
+    /// Large objects that are worth storing at a time; each holds a buffer until it is stored.
+    fn parallel_puts(&self) -> usize {
+        2
+    }
+
+    /// Ranges that are worth fetching at a time.
+    fn parallel_gets(&self) -> usize {
+        3
+    }
+
+    /// Bytes between two ranges up to which one request for both is better than two: reading them costs less than another request.
+    fn gap_bytes(&self) -> u64 {
+        256 << 10
+    }
+
+    /// Tells that what was read of an object is not what was stored. Copies of it are dropped; true if reading again may give other bytes.
+    fn distrust(&self, _key: &str) -> bool {
+        false
+    }
+
+    /// True if requests cost money: see [`Requests::usd`].
+    fn bills_requests(&self) -> bool {
+        false
+    }
+
     /// How large objects are written from now on, where the store has a choice.
     fn set_io_engine(&self, _engine: IoEngine) {}
 
@@ -130,7 +174,28 @@ pub trait Store: Send + Sync {
     }
 }
 
-/// Opens the store that `url` names: a path, `file:///…`, or `memory:`. With `create`, makes the directory if it is not there (`init`).
+/// Times that an object is read before damage in it is believed, where a second reading may differ.
+const READS: u32 = 3;
+
+/// Runs `read`, and again if it found damage in the object and the store may do better then.
+pub fn reread<T>(store: &dyn Store, key: &str, mut read: impl FnMut() -> Result<T>) -> Result<T> {
+    let mut reads = 1;
+    loop {
+        match read() {
+            // a version is but a flipped byte away from another
+            Err(error @ (Error::Damaged { .. } | Error::Missing { .. } | Error::NewerVersion { .. }))
+                if reads < READS && store.distrust(key) =>
+            {
+                tracing::warn!("read again: {error}");
+                reads += 1;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Opens the store that `url` names: a path, `file:///…`, or `memory:`. With `create`, makes the directory if it is not there (`init`). Object stores
+/// need more than a URL: [`object::open`].
 pub fn open(url: &str, create: bool) -> Result<Arc<dyn Store>> {
     if url == "memory:" {
         return Ok(Arc::new(Counted::new(MemoryStore::default())));
@@ -140,7 +205,7 @@ pub fn open(url: &str, create: bool) -> Result<Arc<dyn Store>> {
     {
         return Err(Error::Invalid {
             what: format!(
-                "--repo {url}: this version stores to a path or file:///…; {scheme}:// is not there yet"
+                "--repo {url}: there is no {scheme}://. A repository is at a path, file:///…, s3://bucket/prefix, gs://… or az://…"
             ),
         });
     }

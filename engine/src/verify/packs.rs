@@ -209,9 +209,17 @@ impl Checker<'_> {
                 let from = (u64::from(row.offset) - start) as usize;
                 let bytes = stored.get(from..from + row.stored_bytes as usize).unwrap_or(&[]);
                 raw.resize(row.raw_bytes as usize, 0);
-                let checked = frames
-                    .read(self.repo.keys(), &at, &row.id, bytes, &mut raw)
-                    .and_then(|()| self.content(pack, row, &raw, chunker));
+                let mut check = |bytes: &[u8]| {
+                    let read = frames.read(self.repo.keys(), &at, &row.id, bytes, &mut raw);
+                    read.and_then(|()| self.content(pack, row, &raw, chunker))
+                };
+                let mut checked = check(bytes);
+                if checked.as_ref().is_err_and(Error::is_damage) && self.repo.store().distrust(&key) {
+                    // What a network did to it may not happen again: that is no damage of the repository.
+                    let (mut again, len) = (Vec::new(), row.stored_bytes as usize);
+                    self.repo.store().get(&key, Span::At { offset: row.offset.into(), len }, &mut again)?;
+                    checked = check(&again);
+                }
                 if let Err(error) = checked {
                     self.state().bad.insert(row.id);
                     self.problems.note(error)?;

@@ -1,0 +1,3 @@
+//! What this program asks of AWS.
+
+pub mod credentials;

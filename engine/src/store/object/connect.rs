@@ -1,0 +1,144 @@
+//! Clients of the three services.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::list::PaginatedListStore;
+use object_store::multipart::MultipartStore;
+use object_store::{Certificate, ClientOptions, HeaderValue, ObjectStore, RetryConfig};
+
+use super::http::{Connector, Counters};
+use super::options::{ChecksumKind, ObjectOptions, Place, ServerSide, Service};
+use crate::error::{Error, Result};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One service behind the traits that are used of it.
+pub struct Client {
+    /// Single objects.
+    pub objects: Arc<dyn ObjectStore>,
+    /// Listings, page by page.
+    pub pages: Arc<dyn PaginatedListStore>,
+    /// Uploads in parts, where they can be made put-if-absent.
+    pub parts: Option<Arc<dyn MultipartStore>>,
+}
+
+/// Makes the client. Retries are not its business: `retry.rs` has them.
+pub fn connect(place: &Place, options: &ObjectOptions, counters: &Arc<Counters>) -> Result<Client> {
+    let connector = Connector(counters.clone());
+    let once = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+    let client_options = client_options(options)?;
+    let invalid = |error: object_store::Error| Error::Invalid { what: format!("--repo {place}: {error}") };
+    match place.service {
+        Service::S3 => {
+            let s3 = s3(place, options)?.with_retry(once).with_client_options(client_options);
+            let s3 = Arc::new(s3.with_http_connector(connector).build().map_err(invalid)?);
+            Ok(Client { objects: s3.clone(), pages: s3.clone(), parts: Some(s3) })
+        }
+        Service::Gcs => {
+            let mut gcs = GoogleCloudStorageBuilder::from_env().with_bucket_name(&place.bucket);
+            if let Some(endpoint) = &options.endpoint {
+                gcs = gcs.with_base_url(endpoint);
+            }
+            let gcs = gcs.with_retry(once).with_client_options(client_options).with_http_connector(connector);
+            let gcs = Arc::new(gcs.build().map_err(invalid)?);
+            Ok(Client { objects: gcs.clone(), pages: gcs, parts: None })
+        }
+        Service::Azure => {
+            let mut azure = MicrosoftAzureBuilder::from_env().with_container_name(&place.bucket);
+            if let Some(endpoint) = &options.endpoint {
+                azure = azure.with_endpoint(endpoint.clone());
+            }
+            let azure =
+                azure.with_retry(once).with_client_options(client_options).with_http_connector(connector);
+            let azure = Arc::new(azure.build().map_err(invalid)?);
+            Ok(Client { objects: azure.clone(), pages: azure, parts: None })
+        }
+    }
+}
+
+fn s3(place: &Place, options: &ObjectOptions) -> Result<AmazonS3Builder> {
+    let mut s3 = AmazonS3Builder::new()
+        .with_bucket_name(&place.bucket)
+        .with_region(options.region.as_deref().unwrap_or("us-east-1"))
+        .with_disable_bulk_delete(true)
+        .with_request_payer(options.request_payer);
+    // A dot in the name does not fit the certificate of the host name.
+    let path_style = options.path_style.unwrap_or(options.endpoint.is_some() || place.bucket.contains('.'));
+    s3 = s3.with_virtual_hosted_style_request(!path_style);
+    if let Some(endpoint) = &options.endpoint {
+        s3 = s3.with_endpoint(if path_style {
+            endpoint.clone()
+        } else {
+            with_bucket(endpoint, &place.bucket)?
+        });
+    }
+    // Under TLS the signature need not cover the body: the checksum and the connection do.
+    let plain = options.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
+    s3 = s3.with_unsigned_payload(!plain);
+    s3 = match options.checksum {
+        ChecksumKind::Crc64Nvme => s3.with_checksum_algorithm(Checksum::CRC64NVME),
+        ChecksumKind::Sha256 => s3.with_checksum_algorithm(Checksum::SHA256),
+        ChecksumKind::Off => s3,
+    };
+    s3 = match &options.server_side {
+        ServerSide::Bucket => s3,
+        ServerSide::S3 => {
+            let key = "aws_server_side_encryption".parse::<AmazonS3ConfigKey>();
+            let key = key.map_err(|e| Error::Invalid { what: format!("server-side encryption: {e}") })?;
+            s3.with_config(key, "AES256")
+        }
+        ServerSide::Kms(key_id) => s3.with_sse_kms_encryption(key_id).with_bucket_key(true),
+        ServerSide::Customer(key) => s3.with_ssec_encryption(key),
+    };
+    Ok(match &options.aws {
+        Some(access) => s3.with_credentials(access.provider.clone()),
+        None => s3,
+    })
+}
+
+/// `https://host` → `https://bucket.host`.
+fn with_bucket(endpoint: &str, bucket: &str) -> Result<String> {
+    match endpoint.split_once("://") {
+        Some((scheme, host)) => Ok(format!("{scheme}://{bucket}.{}", host.trim_end_matches('/'))),
+        None => Err(Error::Invalid { what: format!("--s3-endpoint {endpoint}: write it as https://host") }),
+    }
+}
+
+fn client_options(options: &ObjectOptions) -> Result<ClientOptions> {
+    let agent = HeaderValue::from_static(concat!("penstock/", env!("CARGO_PKG_VERSION")));
+    let plain = options.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
+    // The time limits of `retry.rs` hold for whole attempts.
+    let mut client = ClientOptions::new()
+        .with_user_agent(agent)
+        .with_allow_http(plain || std::env::var_os("AZURE_STORAGE_USE_EMULATOR").is_some())
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_timeout_disabled();
+    if let Some(proxy) = &options.proxy {
+        client = client.with_proxy_url(proxy);
+    }
+    if let Some(path) = &options.ca_bundle {
+        let pem = std::fs::read(path).map_err(Error::io("read", path.display()))?;
+        let bundle = Certificate::from_pem_bundle(&pem).map_err(|e| Error::Invalid {
+            what: format!("{} is no bundle of PEM certificates: {e}", path.display()),
+        })?;
+        client = bundle.into_iter().fold(client, ClientOptions::with_root_certificate);
+    }
+    Ok(client)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bucket_goes_into_the_host_of_an_endpoint() {
+        let vpce = "https://bucket.vpce-1-a.s3.eu-west-1.vpce.amazonaws.com";
+        assert_eq!(with_bucket("https://s3.example.org/", "b").unwrap(), "https://b.s3.example.org");
+        assert_eq!(with_bucket(vpce, "b").unwrap(), format!("https://b.{}", &vpce[8..]));
+        assert!(with_bucket("s3.example.org", "b").is_err());
+    }
+}

@@ -1,0 +1,316 @@
+//! A store in S3, Google Cloud Storage or Azure Blob Storage. Callers are threads that block; requests run on a small runtime of the store's own.
+//! `retry` makes attempts, `limit` bounds them, `fault` reads failures, `http` counts, `connect` knows the services.
+
+mod connect;
+mod fault;
+mod http;
+mod limit;
+mod options;
+mod retry;
+mod upload;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use object_store::list::PaginatedListOptions;
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectStore as _, ObjectStoreExt as _};
+
+pub use object_store::CredentialProvider;
+pub use object_store::aws::{AwsCredential, AwsCredentialProvider};
+pub use options::{AwsAccess, ChecksumKind, ObjectOptions, Place, ServerSide, Service};
+pub use retry::Patience;
+
+use super::{Body, PutOutcome, Requests, Span, Store};
+use crate::error::{Error, Result};
+use connect::Client;
+use fault::{Fault, Kind};
+use http::Counters;
+use retry::{Ended, Retry};
+
+/// Requests at a time unless asked otherwise.
+const CONNECTIONS: usize = 64;
+/// Largest allocation on the word of a header; larger objects grow their buffer as they come.
+const RESERVE_MAX: usize = 64 << 20;
+/// Reading this much in vain costs less than another request: about 20 ms of one connection.
+const GAP_BYTES: u64 = 1 << 20;
+/// Objects stored at a time, each from a buffer of a pack.
+const PARALLEL_PUTS: usize = 16;
+/// Ranges fetched at a time by a restore: each fetcher holds a window of 8 MiB of the volume and what it fetched for it.
+const PARALLEL_GETS: usize = 8;
+
+/// The threads that requests run on. Also for whoever finds credentials, so that connections have one home.
+pub struct Runtime(tokio::runtime::Runtime);
+
+impl Runtime {
+    /// Two to four threads.
+    pub fn start() -> Result<Arc<Self>> {
+        let threads = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4));
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(threads)
+            .thread_name("object-store")
+            .enable_all()
+            .build()
+            .map(|runtime| Arc::new(Self(runtime)))
+            .map_err(Error::io("start", "the threads of the object store"))
+    }
+
+    /// Runs `work` on the calling thread, which must not be one of the runtime's own; its input and output are the runtime's.
+    pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.0.block_on(work)
+    }
+}
+
+/// Objects of a bucket, under a prefix.
+pub struct ObjectStore {
+    runtime: Arc<Runtime>,
+    client: Client,
+    place: Place,
+    location: String,
+    options: ObjectOptions,
+    retry: Retry,
+    counters: Arc<Counters>,
+}
+
+/// Opens the place. Nothing is sent yet.
+pub fn open(place: Place, options: ObjectOptions, runtime: Arc<Runtime>) -> Result<ObjectStore> {
+    let counters = Arc::new(Counters::default());
+    let client = connect::connect(&place, &options, &counters)?;
+    let retry = Retry::new(options.patience.unwrap_or_default(), options.connections.unwrap_or(CONNECTIONS));
+    Ok(ObjectStore { runtime, client, location: place.to_string(), place, options, retry, counters })
+}
+
+/// A part of an object that was got.
+struct Part {
+    object_bytes: u64,
+    bytes: usize,
+}
+
+/// Where fetched bytes go.
+enum Sink<'a> {
+    /// Replaces the contents.
+    Grow(&'a mut Vec<u8>),
+    /// Fills from the start.
+    Fill(&'a mut [u8]),
+}
+
+impl ObjectStore {
+    fn path(&self, key: &str) -> Result<Path> {
+        let whole = match self.place.prefix.as_str() {
+            "" => key.to_owned(),
+            prefix => format!("{prefix}/{key}"),
+        };
+        Path::parse(&whole).map_err(|e| Error::Invalid { what: format!("{}: {e}", self.object(key)) })
+    }
+
+    /// How an object is called in messages.
+    fn object(&self, key: &str) -> String {
+        format!("{}/{key}", self.location)
+    }
+
+    fn expired(&self) {
+        if let Some(access) = &self.options.aws {
+            (access.expired)();
+        }
+    }
+
+    /// Makes attempts of one request.
+    async fn request<T, F: Future<Output = object_store::Result<T>>>(
+        &self,
+        bytes: usize,
+        attempt: impl FnMut() -> F,
+    ) -> Ended<T> {
+        self.retry.run(&self.counters, bytes, &|| self.expired(), attempt).await
+    }
+
+    fn failed<T>(&self, action: &'static str, key: &str, fault: Fault, tried: &str) -> Result<T> {
+        Err(fault.into_error(action, self.object(key), tried))
+    }
+
+    /// Length of the object.
+    fn head(&self, key: &str) -> Result<Option<u64>> {
+        let path = self.path(key)?;
+        let ended =
+            self.runtime.block_on(self.request(0, || async { self.client.objects.head(&path).await }));
+        let tried = ended.tried();
+        match ended.result {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(fault) if fault.kind == Kind::NotFound => Ok(None),
+            Err(fault) => self.failed("look up", key, fault, &tried),
+        }
+    }
+
+    /// Gets a range; `None` if there is no such object, a part of 0 bytes if the range lies behind its end.
+    fn fetch(&self, key: &str, range: GetRange, wanted: usize, sink: &mut Sink<'_>) -> Result<Option<Part>> {
+        let path = self.path(key)?;
+        let sink = std::sync::Mutex::new(sink);
+        let ended = self.runtime.block_on(self.request(wanted, || async {
+            let options = GetOptions { range: Some(range.clone()), ..GetOptions::default() };
+            let answer = self.client.objects.get_opts(&path, options).await?;
+            // The range comes from the answer's Content-Range: a body cut short is told from it, whatever its own length says.
+            let (object_bytes, due) = (answer.meta.size, answer.range.end - answer.range.start);
+            let mut filled = 0;
+            let mut stream = answer.into_stream();
+            while let Some(chunk) = stream.next().await {
+                let chunk = chunk?;
+                let mut sink = sink.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                put_chunk(&mut sink, filled, &chunk, due).map_err(broken)?;
+                filled += chunk.len();
+            }
+            if filled as u64 != due {
+                return Err(broken(format!("the answer has {filled} bytes, {due} were promised")));
+            }
+            Ok(Part { object_bytes, bytes: filled })
+        }));
+        let tried = ended.tried();
+        match ended.result {
+            Ok(part) => Ok(Some(part)),
+            Err(fault) if fault.kind == Kind::NotFound => Ok(None),
+            Err(fault) if fault.kind == Kind::OutOfRange => {
+                Ok(self.head(key)?.map(|object_bytes| Part { object_bytes, bytes: 0 }))
+            }
+            Err(fault) => self.failed("read", key, fault, &tried),
+        }
+    }
+}
+
+fn put_chunk(sink: &mut Sink<'_>, filled: usize, chunk: &[u8], due: u64) -> std::result::Result<(), String> {
+    match sink {
+        Sink::Grow(out) => {
+            if filled == 0 {
+                out.clear(); // what an attempt before left
+                out.reserve(usize::try_from(due).unwrap_or(usize::MAX).min(RESERVE_MAX));
+            }
+            out.extend_from_slice(chunk);
+        }
+        Sink::Fill(out) => out
+            .get_mut(filled..filled + chunk.len())
+            .ok_or("the answer is longer than what was asked for")?
+            .copy_from_slice(chunk),
+    }
+    Ok(())
+}
+
+/// An answer that is not what its headers promise.
+fn broken(what: String) -> object_store::Error {
+    object_store::Error::Generic { store: "answer", source: what.into() }
+}
+
+fn bounded(offset: u64, len: usize) -> Range<u64> {
+    offset..offset.saturating_add(len as u64)
+}
+
+impl Store for ObjectStore {
+    fn location(&self) -> &str {
+        &self.location
+    }
+
+    fn put_new(&self, key: &str, body: Body<'_>) -> Result<PutOutcome> {
+        let path = self.path(key)?;
+        self.runtime.block_on(self.upload(key, &path, body))
+    }
+
+    fn get(&self, key: &str, span: Span, out: &mut Vec<u8>) -> Result<Option<u64>> {
+        out.clear();
+        let (range, wanted) = match span {
+            Span::All => (GetRange::Offset(0), 0),
+            Span::At { len: 0, .. } | Span::Last(0) => return self.head(key),
+            Span::At { offset, len } => (bounded(offset, len).into(), len),
+            Span::Last(len) if self.place.service == Service::Azure => {
+                // It has no ranges that count from the end.
+                let Some(object_bytes) = self.head(key)? else { return Ok(None) };
+                (GetRange::Offset(object_bytes.saturating_sub(len as u64)), len)
+            }
+            Span::Last(len) => (GetRange::Suffix(len as u64), len),
+        };
+        let part = self.fetch(key, range, wanted, &mut Sink::Grow(out))?;
+        Ok(part.map(|part| {
+            out.truncate(part.bytes);
+            part.object_bytes
+        }))
+    }
+
+    fn get_into(&self, key: &str, offset: u64, out: &mut [u8]) -> Result<Option<usize>> {
+        if out.is_empty() {
+            return Ok(self.head(key)?.map(|_| 0));
+        }
+        let (range, wanted) = (bounded(offset, out.len()).into(), out.len());
+        Ok(self.fetch(key, range, wanted, &mut Sink::Fill(out))?.map(|part| part.bytes))
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64)) -> Result<()> {
+        let base = match self.place.prefix.as_str() {
+            "" => String::new(),
+            own => format!("{own}/"),
+        };
+        let whole = format!("{base}{prefix}");
+        let mut token: Option<String> = None;
+        loop {
+            let ended = self.runtime.block_on(self.request(1 << 20, || {
+                let page_token = token.clone();
+                let prefix = Some(whole.as_str()).filter(|prefix| !prefix.is_empty());
+                async move {
+                    let options = PaginatedListOptions { page_token, ..PaginatedListOptions::default() };
+                    self.client.pages.list_paginated(prefix, options).await
+                }
+            }));
+            let tried = ended.tried();
+            let page = match ended.result {
+                Ok(page) => page,
+                Err(mut fault) => {
+                    // Where nothing can be listed, there is no bucket; some services say so without a code.
+                    if fault.kind == Kind::NotFound {
+                        fault.kind = Kind::NoBucket;
+                    }
+                    return self.failed("list", prefix, fault, &tried);
+                }
+            };
+            for meta in &page.result.objects {
+                if let Some(key) = meta.location.as_ref().strip_prefix(&base) {
+                    each(key, meta.size);
+                }
+            }
+            match page.page_token {
+                Some(next) => token = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        let path = self.path(key)?;
+        let ended =
+            self.runtime.block_on(self.request(0, || async { self.client.objects.delete(&path).await }));
+        let tried = ended.tried();
+        match ended.result {
+            Ok(()) => Ok(()),
+            Err(fault) if fault.kind == Kind::NotFound => Ok(()),
+            Err(fault) => self.failed("delete", key, fault, &tried),
+        }
+    }
+
+    fn parallel_puts(&self) -> usize {
+        PARALLEL_PUTS
+    }
+
+    fn parallel_gets(&self) -> usize {
+        PARALLEL_GETS
+    }
+
+    fn gap_bytes(&self) -> u64 {
+        GAP_BYTES
+    }
+
+    fn distrust(&self, _key: &str) -> bool {
+        true // what the network or a proxy did to it may not happen again
+    }
+
+    fn bills_requests(&self) -> bool {
+        true
+    }
+
+    fn requests(&self) -> Requests {
+        self.counters.requests()
+    }
+}
