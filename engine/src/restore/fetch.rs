@@ -302,8 +302,7 @@ struct Request {
 impl Request {
     /// True if what lies between it and `at`, further on in the same pack, may be fetched too.
     fn reaches(&self, at: &Location, gap_bytes: u64) -> bool {
-        u64::from(at.offset) <= self.bytes.end + gap_bytes
-            && at.end() - self.bytes.start <= REQUEST_BYTES_MAX
+        u64::from(at.offset) <= self.bytes.end + gap_bytes && at.end() - self.bytes.start <= REQUEST_BYTES_MAX
     }
 
     /// Length when widened to 4 KiB borders.
@@ -318,7 +317,9 @@ fn requests_for<T: Ranged>(members: &[T], gap_bytes: u64) -> Vec<Request> {
     for (no, at) in members.iter().map(Ranged::at).enumerate() {
         let offset = u64::from(at.offset);
         match requests.last_mut() {
-            Some(last) if members[last.members.start].at().pack.id == at.pack.id && last.reaches(at, gap_bytes) => {
+            Some(last)
+                if members[last.members.start].at().pack.id == at.pack.id && last.reaches(at, gap_bytes) =>
+            {
                 last.bytes.end = last.bytes.end.max(at.end());
                 last.members.end = no + 1;
             }
