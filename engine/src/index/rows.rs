@@ -1,11 +1,14 @@
 //! Rows of runs in the order of their ids, read as a stream: one run, or several merged.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
 use std::sync::Arc;
 
 use super::runs::Run;
 use super::segment::Segment;
 use crate::error::Result;
-use crate::format::index_segment::{Row, fence_key};
+use crate::format::index_segment::Row;
 use crate::store::Store;
 
 /// Pages read at a time over all runs that are merged: 8 MiB, and as much again decoded.
@@ -88,10 +91,8 @@ pub struct Found {
 pub struct MergedRows<'s> {
     store: &'s dyn Store,
     runs: Vec<RunRows>,
-    /// Numbers of runs that have rows left: a heap by their current id, then newest first.
-    heap: Vec<usize>,
-    /// First bytes of the current ids.
-    keys: Vec<u64>,
+    /// The current id of each run that has rows left; the least is on top, of equal ones that of the newest run.
+    heap: BinaryHeap<Reverse<([u8; 32], Reverse<usize>)>>,
 }
 
 impl<'s> MergedRows<'s> {
@@ -102,15 +103,11 @@ impl<'s> MergedRows<'s> {
         let mut merged = Self {
             store,
             runs: runs.iter().map(|run| RunRows::new(run, at_a_time)).collect(),
-            heap: Vec::with_capacity(runs.len()),
-            keys: vec![0; runs.len()],
+            heap: BinaryHeap::with_capacity(runs.len()),
         };
-        for number in 0..merged.runs.len() {
-            merged.runs[number].advance(store)?;
-            if merged.set_key(number) {
-                merged.heap.push(number);
-                merged.sift_up(merged.heap.len() - 1);
-            }
+        for (number, run) in merged.runs.iter_mut().enumerate() {
+            run.advance(store)?;
+            merged.heap.extend(run.current().map(|row| Reverse((row.id, Reverse(number)))));
         }
         Ok(merged)
     }
@@ -119,7 +116,7 @@ impl<'s> MergedRows<'s> {
     pub fn next(&mut self, refused: &dyn Fn(&Row, &Segment) -> bool) -> Result<Option<Found>> {
         let mut chosen: Option<Found> = None;
         let mut sound = false;
-        while let Some(&run) = self.heap.first() {
+        while let Some(Reverse((_, Reverse(run)))) = self.heap.peek().copied() {
             let Some(row) = self.runs[run].current().copied() else { break };
             if chosen.is_some_and(|chosen| chosen.row.id != row.id) {
                 break;
@@ -148,53 +145,14 @@ impl<'s> MergedRows<'s> {
 
     /// Advances the run at the top of the heap.
     fn step(&mut self) -> Result<()> {
-        let top = self.heap[0];
-        self.runs[top].advance(self.store)?;
-        if !self.set_key(top) {
-            self.heap.swap_remove(0);
+        let Some(mut top) = self.heap.peek_mut() else { return Ok(()) };
+        let Reverse((id, Reverse(number))) = &mut *top;
+        let run = &mut self.runs[*number];
+        run.advance(self.store)?;
+        match run.current() {
+            Some(row) => *id = row.id,
+            None => drop(PeekMut::pop(top)),
         }
-        self.sift_down();
         Ok(())
-    }
-
-    fn set_key(&mut self, run: usize) -> bool {
-        let row = self.runs[run].current();
-        self.keys[run] = row.map_or(u64::MAX, |row| fence_key(&row.id));
-        row.is_some()
-    }
-
-    fn before(&self, one: usize, other: usize) -> bool {
-        if self.keys[one] != self.keys[other] {
-            return self.keys[one] < self.keys[other];
-        }
-        let id = |run: usize| self.runs[run].current().map(|row| row.id);
-        match id(one).cmp(&id(other)) {
-            std::cmp::Ordering::Equal => one > other,
-            order => order.is_lt(),
-        }
-    }
-
-    fn sift_up(&mut self, mut at: usize) {
-        while at > 0 && self.before(self.heap[at], self.heap[(at - 1) / 2]) {
-            self.heap.swap(at, (at - 1) / 2);
-            at = (at - 1) / 2;
-        }
-    }
-
-    fn sift_down(&mut self) {
-        let mut at = 0;
-        loop {
-            let mut least = at;
-            for child in [2 * at + 1, 2 * at + 2] {
-                if child < self.heap.len() && self.before(self.heap[child], self.heap[least]) {
-                    least = child;
-                }
-            }
-            if least == at {
-                return;
-            }
-            self.heap.swap(at, least);
-            at = least;
-        }
     }
 }

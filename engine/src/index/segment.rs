@@ -54,35 +54,26 @@ impl Segment {
         sibling: Option<&Segment>,
     ) -> Result<Self> {
         let object = ObjectKind::Index.key(&id.to_string());
-        reread(store, &object, || Self::read(store, keys, id, object_bytes, sibling))
-    }
-
-    fn read(
-        store: &dyn Store,
-        keys: &RepoKeys,
-        id: ObjectId,
-        object_bytes: u64,
-        sibling: Option<&Segment>,
-    ) -> Result<Self> {
-        let object = ObjectKind::Index.key(&id.to_string());
         let gone = || missing(&object);
-        let mut head = Vec::new();
-        let mut end = Vec::new();
-        if object_bytes <= END_BYTES as u64 {
-            store.get(&object, Span::All, &mut end)?.ok_or_else(gone)?;
-            return Self::from_bytes(keys, id, &end, sibling);
-        }
-        store.get(&object, Span::At { offset: 0, len: HEADER_BYTES }, &mut head)?.ok_or_else(gone)?;
-        let bytes = store.get(&object, Span::Last(END_BYTES), &mut end)?.ok_or_else(gone)?;
-        let trailer = trailer_of(&object, id, &end, bytes)?;
-        let end_offset = bytes - end.len() as u64;
-        if trailer.tail_offset < end_offset {
-            let len = trailer.tail_stored_bytes as usize;
-            store.get(&object, Span::At { offset: trailer.tail_offset, len }, &mut end)?.ok_or_else(gone)?;
-        } else {
-            end.drain(..(trailer.tail_offset - end_offset) as usize);
-        }
-        Self::from_parts(keys, id, object, &head, bytes, &trailer, end, sibling)
+        reread(store, &object, || {
+            let mut head = Vec::new();
+            let mut end = Vec::new();
+            if object_bytes <= END_BYTES as u64 {
+                store.get(&object, Span::All, &mut end)?.ok_or_else(gone)?;
+                return Self::from_bytes(keys, id, &end, sibling);
+            }
+            store.get(&object, Span::At { offset: 0, len: HEADER_BYTES }, &mut head)?.ok_or_else(gone)?;
+            let bytes = store.get(&object, Span::Last(END_BYTES), &mut end)?.ok_or_else(gone)?;
+            let trailer = trailer_of(&object, id, &end, bytes)?;
+            let end_offset = bytes - end.len() as u64;
+            if trailer.tail_offset < end_offset {
+                let tail = Span::At { offset: trailer.tail_offset, len: trailer.tail_stored_bytes as usize };
+                store.get(&object, tail, &mut end)?.ok_or_else(gone)?;
+            } else {
+                end.drain(..(trailer.tail_offset - end_offset) as usize);
+            }
+            Self::from_parts(keys, id, object.clone(), &head, bytes, &trailer, end, sibling)
+        })
     }
 
     /// From the whole object.
