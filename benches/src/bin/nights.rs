@@ -20,7 +20,7 @@ use penstock_engine::io::IoEngine;
 use penstock_engine::repo::{InitOptions, Repository};
 use penstock_engine::restore::{self, RestoreOptions, RestoreTarget};
 use penstock_engine::source::{self, Extents, OpenOptions};
-use penstock_engine::store::{Body, LocalStore, PutOutcome, Requests, Span, Store};
+use penstock_engine::store::{Body, Habits, LocalStore, PutOutcome, Requests, Span, Store};
 use penstock_engine::{Result, Run};
 
 type AnyResult<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -176,8 +176,8 @@ impl Store for Watched {
     fn delete(&self, key: &str) -> Result<()> {
         self.inner.delete(key)
     }
-    fn lists_cheaply(&self) -> bool {
-        self.inner.lists_cheaply()
+    fn habits(&self) -> Habits {
+        self.inner.habits()
     }
     fn set_io_engine(&self, engine: IoEngine) {
         self.inner.set_io_engine(engine);

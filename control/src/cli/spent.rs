@@ -31,7 +31,7 @@ impl Spent {
             delete: now.delete - before.delete,
             retried: now.retried - before.retried,
         };
-        let request_usd = repo.store().bills_requests().then(|| requests.usd());
+        let request_usd = repo.store().habits().bills_requests.then(|| requests.usd());
         Self { requests, request_usd }
     }
 

@@ -71,7 +71,7 @@ impl<'a> Committer<'a> {
             compressor: Compressor::new(Some(1))?,
             pack: None,
             started: Instant::now(),
-            age: match shared.repo.store.bills_requests() {
+            age: match shared.repo.store.habits().bills_requests {
                 true => (META_PACK_AGE_MIN_BILLED, META_PACK_AGE_MAX_BILLED),
                 false => (META_PACK_AGE_MIN, META_PACK_AGE_MAX),
             },

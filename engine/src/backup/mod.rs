@@ -259,7 +259,8 @@ pub fn run(
     let parent = find_parent(repo, &volumes, options)?;
     let claims = Arc::new(Claims::new(repo.fresh_index()?));
     let mut notes = Vec::new();
-    let lost_packs = if repo.store().lists_cheaply() { claims.index().exclude_lost_packs()? } else { 0 };
+    let lost_packs =
+        if repo.store().habits().lists_cheaply { claims.index().exclude_lost_packs()? } else { 0 };
     if lost_packs > 0 {
         // Neither the parent's chunks nor its manifests can be taken on trust: everything is read, and what is lost is stored again.
         notes.push(format!(
@@ -403,13 +404,14 @@ fn find_parent(
 
 /// Packs stored at a time: as many as the store has a use for, and about one per worker that fills them.
 fn packs_in_flight(repo: &Repository, options: &BackupOptions) -> usize {
-    repo.store().parallel_puts().clamp(1, options.workers.max(PACKS_IN_FLIGHT_MIN))
+    repo.store().habits().parallel_puts.clamp(1, options.workers.max(PACKS_IN_FLIGHT_MIN))
 }
 
 fn share(repo: &Repository, claims: Arc<Claims>, options: &BackupOptions, run: &Arc<Run>) -> Result<Shared> {
     let config = repo.config();
     let chunk_params = repo.chunk_params()?;
     let pack_bytes = config.pack_bytes as usize;
+    let pack_writers = packs_in_flight(repo, options);
     let compression = match options.compression {
         Some(chosen) => chosen,
         None => Compression::parse(&config.compression)?,
@@ -421,8 +423,8 @@ fn share(repo: &Repository, claims: Arc<Claims>, options: &BackupOptions, run: &
         repo: RepoParts { store: repo.store().clone(), keys: repo.keys().clone(), pack_bytes },
         chunk_params,
         level: level::LevelControl::new(&compression),
-        pack_pool: BufPool::new(options.workers.max(1) + packs_in_flight(repo, options), pack_buffer),
-        pack_writers: packs_in_flight(repo, options),
+        pack_pool: BufPool::new(options.workers.max(1) + pack_writers, pack_buffer),
+        pack_writers,
         meta_pool: BufPool::new(2, pack_buffer_bytes(META_PACK_BYTES, crate::format::node::NODE_BYTES_MAX)),
         waited_source_ns: AtomicU64::new(0),
         waited_store_ns: AtomicU64::new(0),

@@ -63,7 +63,6 @@ impl Worker {
             let Ok(read) = input.recv() else { break };
             let working = Instant::now();
             let waited_ns = (working - waiting).as_nanos() as u64;
-            self.shared.waited_source_ns.fetch_add(waited_ns, Ordering::Relaxed);
             if outcome.is_err() || self.shared.run.stopped() {
                 continue;
             }
@@ -272,9 +271,11 @@ struct ChunkSink {
 }
 
 impl ChunkSink {
-    /// Tells the level control what the segment that is done took.
+    /// Adds up what the segment that is done took: for the report of what held the run up, and for the level of the next segments.
     fn note_effort(&mut self, waited_source_ns: u64, lived_ns: u64) {
         let waited_store_ns = std::mem::take(&mut self.waited_store_ns);
+        self.shared.waited_source_ns.fetch_add(waited_source_ns, Ordering::Relaxed);
+        self.shared.waited_store_ns.fetch_add(waited_store_ns, Ordering::Relaxed);
         self.shared.level.note(Effort {
             waited_ns: waited_source_ns + waited_store_ns,
             busy_ns: lived_ns.saturating_sub(waited_store_ns),
@@ -317,8 +318,6 @@ impl ChunkSink {
 fn start_pack(shared: &Shared, waited_ns: &mut u64) -> Result<PackBuilder> {
     let waiting = Instant::now();
     let buf = shared.pack_pool.get_blocking().ok_or(Error::Cancelled)?;
-    let waited = waiting.elapsed().as_nanos() as u64;
-    *waited_ns += waited;
-    shared.waited_store_ns.fetch_add(waited, Ordering::Relaxed);
+    *waited_ns += waiting.elapsed().as_nanos() as u64;
     PackBuilder::start(&shared.repo.keys, ObjectKind::Data, buf, shared.repo.pack_bytes)
 }

@@ -132,7 +132,7 @@ impl Fetcher {
             return Ok(None);
         }
         let Some(buf) = self.gatherer.buffer() else { return Ok(None) };
-        let requests = requests_for(batch.strays(), self.shared.store.gap_bytes());
+        let requests = requests_for(batch.strays(), self.shared.store.habits().gap_bytes);
         let (bytes, starts) = self.get_all(batch.strays(), &requests)?;
         Ok(Some(Fetched::Strays { batch, starts, bytes, buf }))
     }
@@ -164,7 +164,7 @@ impl Fetcher {
         if self.shared.target.is_some() {
             self.put_off_strays(&mut window, &mut frames);
         }
-        let requests = requests_for(&frames, self.shared.store.gap_bytes());
+        let requests = requests_for(&frames, self.shared.store.habits().gap_bytes);
         let (bytes, starts) = self.get_all(&frames, &requests)?;
         for (frame, start) in frames.iter_mut().zip(starts) {
             frame.start = start;

@@ -351,7 +351,7 @@ fn start_stages(
     depth: usize,
 ) -> Result<Vec<JoinHandle<()>>> {
     let workers = options.workers.max(1);
-    let fetchers = repo.store().parallel_gets().max(1);
+    let fetchers = repo.store().habits().parallel_gets.max(1);
     let pool =
         BufPool::new(SEGMENTS_IN_FLIGHT.max(depth + fetchers * WINDOW_SEGMENTS) + workers, SEGMENT_BYTES);
     let (window_sender, window_receiver) = crossbeam::channel::unbounded::<Vec<SegmentWork>>();

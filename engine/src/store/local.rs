@@ -11,7 +11,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::tmp::TmpDir;
-use super::{Body, Fill, PutOutcome, ReadAt, Span, Store};
+use super::{Body, Fill, Habits, PutOutcome, ReadAt, Span, Store};
 use crate::error::{Error, Result};
 use crate::io::file::{clear_direct, set_direct};
 use crate::io::{DurableWriter, IoEngine};
@@ -167,8 +167,8 @@ impl Store for LocalStore {
         &self.location
     }
 
-    fn lists_cheaply(&self) -> bool {
-        true
+    fn habits(&self) -> Habits {
+        Habits { lists_cheaply: true, ..Habits::default() }
     }
 
     fn set_io_engine(&self, engine: IoEngine) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Body, Fill, PutOutcome, ReadAt, Span, Store};
+use super::{Body, Fill, Habits, PutOutcome, ReadAt, Span, Store};
 use crate::error::Result;
 use crate::io::IoEngine;
 
@@ -22,38 +22,53 @@ pub struct Requests {
     pub retried: u64,
 }
 
+/// [`Requests`] that threads add to.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub(super) get: AtomicU64,
+    pub(super) put: AtomicU64,
+    pub(super) list: AtomicU64,
+    pub(super) delete: AtomicU64,
+    pub(super) retried: AtomicU64,
+}
+
+impl Counters {
+    /// So far.
+    pub fn requests(&self) -> Requests {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Requests {
+            get: load(&self.get),
+            put: load(&self.put),
+            list: load(&self.list),
+            delete: load(&self.delete),
+            retried: load(&self.retried),
+        }
+    }
+}
+
 /// Counts the requests to the store inside.
 #[derive(Debug, Default)]
 pub struct Counted<S> {
     inner: S,
-    get: Arc<AtomicU64>,
-    put: AtomicU64,
-    list: AtomicU64,
-    delete: AtomicU64,
+    counters: Arc<Counters>,
 }
 
 impl<S: Store> Counted<S> {
     /// Wraps a store.
     pub fn new(inner: S) -> Self {
-        Self {
-            inner,
-            get: Arc::default(),
-            put: AtomicU64::new(0),
-            list: AtomicU64::new(0),
-            delete: AtomicU64::new(0),
-        }
+        Self { inner, counters: Arc::default() }
     }
 }
 
 /// Counts the reads of an object held open.
 struct CountedObject {
     inner: Box<dyn ReadAt>,
-    get: Arc<AtomicU64>,
+    counters: Arc<Counters>,
 }
 
 impl ReadAt for CountedObject {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
-        self.get.fetch_add(1, Ordering::Relaxed);
+        self.counters.get.fetch_add(1, Ordering::Relaxed);
         self.inner.read_at(offset, out)
     }
 }
@@ -64,62 +79,48 @@ impl<S: Store> Store for Counted<S> {
     }
 
     fn put_new(&self, key: &str, body: Body<'_>) -> Result<PutOutcome> {
-        self.put.fetch_add(1, Ordering::Relaxed);
+        self.counters.put.fetch_add(1, Ordering::Relaxed);
         self.inner.put_new(key, body)
     }
 
     fn put_streamed(&self, key: &str, fill: &mut Fill<'_>) -> Result<PutOutcome> {
-        self.put.fetch_add(1, Ordering::Relaxed);
+        self.counters.put.fetch_add(1, Ordering::Relaxed);
         self.inner.put_streamed(key, fill)
     }
 
     fn open_object(&self, key: &str) -> Result<Option<Box<dyn ReadAt>>> {
         let opened = self.inner.open_object(key)?;
-        Ok(opened.map(|inner| Box::new(CountedObject { inner, get: self.get.clone() }) as Box<dyn ReadAt>))
+        Ok(opened.map(|inner| {
+            Box::new(CountedObject { inner, counters: self.counters.clone() }) as Box<dyn ReadAt>
+        }))
     }
 
     fn get(&self, key: &str, span: Span, out: &mut Vec<u8>) -> Result<Option<u64>> {
-        self.get.fetch_add(1, Ordering::Relaxed);
+        self.counters.get.fetch_add(1, Ordering::Relaxed);
         self.inner.get(key, span, out)
     }
 
     fn get_into(&self, key: &str, offset: u64, out: &mut [u8]) -> Result<Option<usize>> {
-        self.get.fetch_add(1, Ordering::Relaxed);
+        self.counters.get.fetch_add(1, Ordering::Relaxed);
         self.inner.get_into(key, offset, out)
     }
 
     fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64)) -> Result<()> {
-        self.list.fetch_add(1, Ordering::Relaxed);
+        self.counters.list.fetch_add(1, Ordering::Relaxed);
         self.inner.list(prefix, each)
     }
 
     fn delete(&self, key: &str) -> Result<()> {
-        self.delete.fetch_add(1, Ordering::Relaxed);
+        self.counters.delete.fetch_add(1, Ordering::Relaxed);
         self.inner.delete(key)
     }
 
-    fn lists_cheaply(&self) -> bool {
-        self.inner.lists_cheaply()
-    }
-
-    fn parallel_puts(&self) -> usize {
-        self.inner.parallel_puts()
-    }
-
-    fn parallel_gets(&self) -> usize {
-        self.inner.parallel_gets()
-    }
-
-    fn gap_bytes(&self) -> u64 {
-        self.inner.gap_bytes()
+    fn habits(&self) -> Habits {
+        self.inner.habits()
     }
 
     fn distrust(&self, key: &str) -> bool {
         self.inner.distrust(key)
-    }
-
-    fn bills_requests(&self) -> bool {
-        self.inner.bills_requests()
     }
 
     fn set_io_engine(&self, engine: IoEngine) {
@@ -127,13 +128,6 @@ impl<S: Store> Store for Counted<S> {
     }
 
     fn requests(&self) -> Requests {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Requests {
-            get: load(&self.get),
-            put: load(&self.put),
-            list: load(&self.list),
-            delete: load(&self.delete),
-            retried: 0,
-        }
+        self.counters.requests()
     }
 }

@@ -94,6 +94,33 @@ pub trait ReadAt: Send + Sync {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize>;
 }
 
+/// What is fast and cheap on a store. Decorators hand on what the store inside says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Habits {
+    /// True if listing costs next to nothing, as in a directory; object stores bill and delay it.
+    pub lists_cheaply: bool,
+    /// True if requests cost money: see [`Requests::usd`].
+    pub bills_requests: bool,
+    /// Large objects that are worth storing at a time; each holds a buffer until it is stored.
+    pub parallel_puts: usize,
+    /// Ranges that are worth fetching at a time.
+    pub parallel_gets: usize,
+    /// Bytes between two ranges up to which one request for both is better than two: reading them costs less than another request.
+    pub gap_bytes: u64,
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self {
+            lists_cheaply: false,
+            bills_requests: false,
+            parallel_puts: 2,
+            parallel_gets: 3,
+            gap_bytes: 256 << 10,
+        }
+    }
+}
+
 /// A flat set of immutable objects. Every call blocks and may be made from any thread; keys are relative paths of `[a-z0-9/]`.
 /// All implementations pass `conformance::check`.
 pub trait Store: Send + Sync {
@@ -135,33 +162,13 @@ pub trait Store: Send + Sync {
     /// Removes an object; that it is gone already is no error.
     fn delete(&self, key: &str) -> Result<()>;
 
-    /// True if listing costs next to nothing, as in a directory; object stores bill and delay it.
-    fn lists_cheaply(&self) -> bool {
-        false
-    }
-
-    /// Large objects that are worth storing at a time; each holds a buffer until it is stored.
-    fn parallel_puts(&self) -> usize {
-        2
-    }
-
-    /// Ranges that are worth fetching at a time.
-    fn parallel_gets(&self) -> usize {
-        3
-    }
-
-    /// Bytes between two ranges up to which one request for both is better than two: reading them costs less than another request.
-    fn gap_bytes(&self) -> u64 {
-        256 << 10
+    /// What its callers do differently from store to store.
+    fn habits(&self) -> Habits {
+        Habits::default()
     }
 
     /// Tells that what was read of an object is not what was stored. Copies of it are dropped; true if reading again may give other bytes.
     fn distrust(&self, _key: &str) -> bool {
-        false
-    }
-
-    /// True if requests cost money: see [`Requests::usd`].
-    fn bills_requests(&self) -> bool {
         false
     }
 

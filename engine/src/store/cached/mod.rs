@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-use super::{Body, PutOutcome, Requests, Span, Store};
+use super::{Body, Habits, PutOutcome, Requests, Span, Store};
 use crate::error::Result;
 use crate::io::IoEngine;
 use disk::Disk;
@@ -142,33 +142,17 @@ impl Store for Cached {
         self.inner.delete(key)
     }
 
-    fn lists_cheaply(&self) -> bool {
-        self.inner.lists_cheaply()
+    fn habits(&self) -> Habits {
+        self.inner.habits()
     }
 
     fn set_io_engine(&self, engine: IoEngine) {
         self.inner.set_io_engine(engine);
     }
 
-    fn parallel_puts(&self) -> usize {
-        self.inner.parallel_puts()
-    }
-
-    fn parallel_gets(&self) -> usize {
-        self.inner.parallel_gets()
-    }
-
-    fn gap_bytes(&self) -> u64 {
-        self.inner.gap_bytes()
-    }
-
     fn distrust(&self, key: &str) -> bool {
         self.disk.remove(key);
         self.inner.distrust(key)
-    }
-
-    fn bills_requests(&self) -> bool {
-        self.inner.bills_requests()
     }
 
     fn requests(&self) -> Requests {

@@ -10,9 +10,10 @@ use object_store::list::PaginatedListStore;
 use object_store::multipart::MultipartStore;
 use object_store::{Certificate, ClientOptions, HeaderValue, ObjectStore, RetryConfig};
 
-use super::http::{Connector, Counters};
+use super::http::Connector;
 use super::options::{ChecksumKind, ObjectOptions, Place, ServerSide, Service};
 use crate::error::{Error, Result};
+use crate::store::metrics::Counters;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -10,7 +10,7 @@ use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
 };
 
-use crate::store::Requests;
+use crate::store::metrics::Counters;
 
 tokio::task_local! {
     /// The attempt that runs on this task.
@@ -57,45 +57,17 @@ impl Attempt {
     }
 }
 
-/// Attempts made, by what is billed for them.
-#[derive(Debug, Default)]
-pub struct Counters {
-    get: AtomicU64,
-    put: AtomicU64,
-    list: AtomicU64,
-    delete: AtomicU64,
-    retried: AtomicU64,
-}
-
-impl Counters {
-    /// So far.
-    pub fn requests(&self) -> Requests {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Requests {
-            get: load(&self.get),
-            put: load(&self.put),
-            list: load(&self.list),
-            delete: load(&self.delete),
-            retried: load(&self.retried),
-        }
-    }
-
-    /// Counts an attempt that follows a failed one.
-    pub fn retry(&self) {
-        self.retried.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn count(&self, request: &HttpRequest) {
-        let query = request.uri().query().unwrap_or_default();
-        let is_list = query.split('&').any(|part| part.starts_with("list-type=") || part == "comp=list");
-        let counter = match request.method().as_str() {
-            "GET" if is_list => &self.list,
-            "GET" | "HEAD" => &self.get,
-            "DELETE" => &self.delete,
-            _ => &self.put,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
+/// Counts an attempt by what is billed for it.
+fn count(counters: &Counters, request: &HttpRequest) {
+    let query = request.uri().query().unwrap_or_default();
+    let is_list = query.split('&').any(|part| part.starts_with("list-type=") || part == "comp=list");
+    let counter = match request.method().as_str() {
+        "GET" if is_list => &counters.list,
+        "GET" | "HEAD" => &counters.get,
+        "DELETE" => &counters.delete,
+        _ => &counters.put,
+    };
+    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Makes clients that count.
@@ -121,7 +93,7 @@ impl HttpService for Counting {
         // Requests for tokens (Google, Azure) are none of the store's and are made outside of an attempt or to a host of their own.
         let counted = !is_token_host(request.uri().host().unwrap_or_default());
         if counted {
-            self.counters.count(&request);
+            count(&self.counters, &request);
         }
         // Completing an upload is what makes the object: never over another one. The header is not among the signed ones.
         let completes = request.method().as_str() == "POST"

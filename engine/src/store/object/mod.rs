@@ -22,11 +22,11 @@ pub use object_store::aws::{AwsCredential, AwsCredentialProvider};
 pub use options::{AwsAccess, ChecksumKind, ObjectOptions, Place, ServerSide, Service};
 pub use retry::Patience;
 
-use super::{Body, PutOutcome, Requests, Span, Store};
+use super::metrics::Counters;
+use super::{Body, Habits, PutOutcome, Requests, Span, Store};
 use crate::error::{Error, Result};
 use connect::Client;
 use fault::{Fault, Kind};
-use http::Counters;
 use retry::{Ended, Retry};
 
 /// Requests at a time unless asked otherwise.
@@ -290,24 +290,18 @@ impl Store for ObjectStore {
         }
     }
 
-    fn parallel_puts(&self) -> usize {
-        PARALLEL_PUTS
-    }
-
-    fn parallel_gets(&self) -> usize {
-        PARALLEL_GETS
-    }
-
-    fn gap_bytes(&self) -> u64 {
-        GAP_BYTES
+    fn habits(&self) -> Habits {
+        Habits {
+            lists_cheaply: false,
+            bills_requests: true,
+            parallel_puts: PARALLEL_PUTS,
+            parallel_gets: PARALLEL_GETS,
+            gap_bytes: GAP_BYTES,
+        }
     }
 
     fn distrust(&self, _key: &str) -> bool {
         true // what the network or a proxy did to it may not happen again
-    }
-
-    fn bills_requests(&self) -> bool {
-        true
     }
 
     fn requests(&self) -> Requests {

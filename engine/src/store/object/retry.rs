@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::fault::{Fault, Kind};
-use super::http::{Attempt, Counters};
+use super::http::Attempt;
 use super::limit::Limiter;
 use crate::id::random_bytes;
+use crate::store::metrics::Counters;
 
 /// First pause at most; doubled with each further attempt.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
@@ -122,7 +123,7 @@ impl Retry {
             tracing::info!(attempts, pause_ms = pause.as_millis() as u64, "trying again: {}", fault.words());
             tokio::time::sleep(pause).await;
             self.retried.fetch_add(1, Ordering::Relaxed);
-            counters.retry();
+            counters.retried.fetch_add(1, Ordering::Relaxed);
         }
     }
 
