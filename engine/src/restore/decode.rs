@@ -1,20 +1,76 @@
 //! Decoders: open, decompress and check each chunk right where it belongs in its segment, then send the segment to be written.
 
-use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam::channel::{Receiver, Sender};
 
-use super::fetch::{Fetched, Frame, Spare};
+use super::locate::Frame;
+use super::stored::{SegmentOut, StoredBuf, StoredRange};
 use super::strays::Batch;
 use super::{SegmentWork, Shared};
 use crate::chunker::Chunker;
 use crate::error::{Error, Result};
 use crate::id::SegmentNo;
-use crate::io::{AlignedBuf, PooledBuf, WriteJob, WriteResult};
+use crate::io::{BufPool, PooledBuf, WriteJob, WriteResult};
 use crate::pack::{FrameReader, Location};
 use crate::run::Progress;
+
+/// A chunk, and the range that it comes with.
+pub struct Placed {
+    /// The chunk.
+    pub frame: Frame,
+    /// What holds its stored bytes, or will.
+    pub range: Arc<StoredRange>,
+}
+
+/// What comes to the decoders.
+pub enum Fetched {
+    /// A segment, in the order of the volume; its ranges may still be on their way.
+    Segment {
+        /// The segment.
+        work: SegmentWork,
+        /// All chunks it needs but strays, in the order of packs.
+        frames: Vec<Placed>,
+        /// Dropped when it is decoded, after `frames`.
+        out: SegmentOut,
+    },
+    /// Strays of many segments.
+    Strays {
+        /// The strays, in the order of packs.
+        batch: Batch,
+        /// Where each begins in the fetched bytes.
+        starts: Vec<usize>,
+        /// Stored bytes of all of them.
+        bytes: StoredBuf,
+        /// Where they are put together.
+        buf: PooledBuf,
+    },
+}
+
+/// Where decoders get their work. Segments get their buffers here, in the order of the volume: the earliest one has its buffer whatever the others wait for.
+pub struct Inlet {
+    input: Mutex<Receiver<Fetched>>,
+    pool: BufPool,
+}
+
+impl Inlet {
+    /// An inlet for all decoders.
+    pub fn new(input: Receiver<Fetched>, pool: BufPool) -> Arc<Self> {
+        Arc::new(Self { input: Mutex::new(input), pool })
+    }
+
+    /// The next piece of work and, for a segment, its buffer; `None` at the end.
+    fn next(&self, shared: &Shared) -> Option<(Fetched, Option<PooledBuf>)> {
+        let input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
+        let fetched = input.recv().ok()?;
+        let buf = match &fetched {
+            Fetched::Segment { .. } if !shared.run.stopped() => self.pool.get_blocking(),
+            _ => None,
+        };
+        Some((fetched, buf))
+    }
+}
 
 /// Comes back from the writers: what is on the target.
 #[derive(Debug)]
@@ -50,27 +106,34 @@ pub enum Output {
 pub struct Decoder {
     shared: Arc<Shared>,
     output: Output,
-    spare: Spare,
     frames: FrameReader,
     chunker: Chunker,
 }
 
 impl Decoder {
     /// Prepares a decoder.
-    pub fn new(shared: Arc<Shared>, output: Output, spare: Spare) -> Result<Self> {
+    pub fn new(shared: Arc<Shared>, output: Output) -> Result<Self> {
         let chunker = Chunker::new(shared.chunk_params, &shared.chunk_keys());
-        Ok(Self { shared, output, spare, frames: FrameReader::new()?, chunker })
+        Ok(Self { shared, output, frames: FrameReader::new()?, chunker })
     }
 
-    /// Works until the channel is closed and empty.
-    pub fn run(mut self, input: &Receiver<Fetched>) -> Result<()> {
-        for fetched in input {
+    /// Works until there is no more.
+    pub fn run(mut self, inlet: &Inlet) -> Result<()> {
+        while let Some((fetched, segment_buf)) = inlet.next(&self.shared) {
             if self.shared.run.stopped() {
                 continue;
             }
-            let decoded = match fetched {
-                Fetched::Window { window, frames, bytes } => self.window(window, &frames, bytes),
-                Fetched::Strays { batch, starts, bytes, buf } => self.strays(&batch, &starts, bytes, buf),
+            let decoded = match (fetched, segment_buf) {
+                (Fetched::Segment { work, frames, out }, Some(buf)) => {
+                    let decoded = self.segment(work, &frames, buf);
+                    drop(frames);
+                    drop(out);
+                    decoded
+                }
+                (Fetched::Segment { .. }, None) => continue, // stopped just now
+                (Fetched::Strays { batch, starts, bytes, buf }, _) => {
+                    self.strays(&batch, &starts, bytes, buf)
+                }
             };
             if let Err(error) = decoded {
                 self.shared.run.fail(error);
@@ -79,25 +142,25 @@ impl Decoder {
         Ok(())
     }
 
-    fn window(&mut self, window: Vec<SegmentWork>, frames: &[Frame], bytes: AlignedBuf) -> Result<()> {
-        let mut by_slot: HashMap<usize, Vec<&Frame>> = HashMap::new();
-        for frame in frames {
-            by_slot.entry(frame.slot).or_default().push(frame);
+    fn segment(&mut self, work: SegmentWork, frames: &[Placed], mut buf: PooledBuf) -> Result<()> {
+        if let Output::Stream(_) = self.output {
+            // A stream gets the zeros too; elsewhere nothing outside the chunks is written.
+            buf[..work.len].fill(0);
         }
-        for (slot, mut work) in window.into_iter().enumerate() {
-            if let Output::Stream(_) = self.output {
-                // A stream gets the zeros too; elsewhere nothing outside the chunks is written.
-                work.buf[..work.len].fill(0);
+        for Placed { frame, range } in frames {
+            if !range.covers(&frame.at) {
+                return Err(Error::damaged(
+                    frame.at.pack_key(),
+                    format_args!("the index has two lengths for what is at byte {}", frame.at.offset),
+                ));
             }
-            for frame in by_slot.remove(&slot).unwrap_or_default() {
-                let place = frame.offset as usize..frame.offset as usize + frame.at.raw_bytes as usize;
-                let position = work.segment.offset_bytes() + u64::from(frame.offset);
-                self.chunk(&frame.at, &frame.id, &bytes[frame.start..], &mut work.buf[place], position)?;
-            }
-            self.send(work)?;
+            // Else the fetcher has said why, or its panic is found when it is joined.
+            let Some(stored) = range.frame(&frame.at) else { return Ok(()) };
+            let place = frame.offset as usize..frame.offset as usize + frame.at.raw_bytes as usize;
+            let position = work.segment.offset_bytes() + u64::from(frame.offset);
+            self.chunk(&frame.at, &frame.id, stored, &mut buf[place], position)?;
         }
-        self.spare.push(bytes);
-        Ok(())
+        self.send(work, buf)
     }
 
     /// Decodes each chunk of a batch once, behind one another, and has it written to all of its places.
@@ -105,7 +168,7 @@ impl Decoder {
         &mut self,
         batch: &Batch,
         starts: &[usize],
-        bytes: AlignedBuf,
+        bytes: StoredBuf,
         mut buf: PooledBuf,
     ) -> Result<()> {
         let (Output::Writers { writes, .. }, Some(target)) =
@@ -121,7 +184,8 @@ impl Decoder {
             if previous != Some(stray.at) {
                 place = place.end..place.end + stray.at.raw_bytes as usize;
                 let raw = &mut buf[place.clone()];
-                self.chunk(&stray.at, &stray.id, &bytes[*start..], raw, stray.position)?;
+                let stored = &bytes[*start..*start + stray.at.stored_bytes as usize];
+                self.chunk(&stray.at, &stray.id, stored, raw, stray.position)?;
                 previous = Some(stray.at);
             }
             segments.push(stray.segment());
@@ -140,14 +204,14 @@ impl Decoder {
                 _ => scattered.push((part, to)),
             }
         }
-        self.spare.push(bytes);
+        drop(bytes);
         let tag = Written::Strays(segments);
         let job = WriteJob { tag, file, offset_bytes: 0, buf, ranges: Vec::new(), scattered };
         let _ = writes.send_blocking(job);
         Ok(())
     }
 
-    /// Decodes and checks the chunk that `stored` begins with; it belongs at `position` of the volume.
+    /// Decodes and checks the chunk that is `stored`; it belongs at `position` of the volume.
     fn chunk(
         &mut self,
         at: &Location,
@@ -156,7 +220,6 @@ impl Decoder {
         raw: &mut [u8],
         position: u64,
     ) -> Result<()> {
-        let stored = &stored[..at.stored_bytes as usize];
         let mut checked = self.open(at, id, stored, raw);
         if checked.as_ref().is_err_and(Error::is_damage) && self.shared.store.distrust(&at.pack_key()) {
             // What a network did to it may not happen again.
@@ -187,8 +250,8 @@ impl Decoder {
         ))
     }
 
-    fn send(&self, work: SegmentWork) -> Result<()> {
-        let SegmentWork { segment, len, mut buf, mut writes, zeros, fresh, deferred, .. } = work;
+    fn send(&self, work: SegmentWork, mut buf: PooledBuf) -> Result<()> {
+        let SegmentWork { segment, len, mut writes, zeros, fresh, deferred, .. } = work;
         let (writer, done) = match &self.output {
             Output::Stream(stream) => {
                 let _ = stream.send((segment, buf, len));

@@ -1,17 +1,24 @@
-//! The restore pipeline. Planner → fetchers → decoders → writers, and the calling thread, which keeps the journal:
+//! The restore pipeline. Planner → locators → look-ahead → decoders → writers, with fetchers beside them, and the calling thread, which keeps the journal:
 //!
 //! ```text
-//!  planner ──segments──► fetchers ──frames──► decoders ──buffers──► writers ──► target
-//!   (plan.rs)            (fetch.rs)           (decode.rs)            (io/)
+//!  planner ──► locators ──► look-ahead ──segments──► decoders ──buffers──► writers ──► target
+//!  (plan.rs)   (locate.rs)  (lookahead.rs)      ▲    (decode.rs)           (io/)
+//!                                │              │
+//!                                └─► fetchers ──┘ ranges of packs (stored.rs)
+//!                                    (fetch.rs)
 //! ```
 //!
-//! The planner takes a segment buffer (a credit) before it sends a segment on, in the order of the volume, so what is in flight is bounded, and the earliest
-//! segment always has its buffer. Every chunk is authenticated and its id is recomputed before it is written.
+//! The look-ahead knows the chunks of many segments and has what they need of a pack fetched in few long ranges, within a budget of stored bytes. Decoders take
+//! segments and their buffers in the order of the volume, so the earliest segment always has its buffer and its ranges. Every chunk is authenticated and its id
+//! is recomputed before it is written.
 
 mod decode;
 mod fetch;
 mod journal;
+mod locate;
+mod lookahead;
 mod plan;
+mod stored;
 mod strays;
 mod stream;
 
@@ -34,7 +41,7 @@ use crate::format::node::{Leaf, Piece};
 use crate::format::point::{RecoveryPoint, Volume};
 use crate::id::SegmentNo;
 use crate::index::Index;
-use crate::io::{self, BufPool, IoEngine, IoEngineChoice, PooledBuf, WriteResult};
+use crate::io::{self, BufPool, IoEngine, IoEngineChoice, WriteResult};
 use crate::limits::SEGMENT_BYTES;
 use crate::repo::Repository;
 use crate::run::{Progress, Run};
@@ -113,8 +120,6 @@ struct SegmentWork {
     segment: SegmentNo,
     /// Its length in the volume.
     len: usize,
-    /// Where it is put together.
-    buf: PooledBuf,
     /// Chunks to fetch, with their offsets in the segment.
     chunks: Vec<(u32, Piece)>,
     /// Ranges to write, on the 4 KiB grid but for the volume's end.
@@ -164,10 +169,15 @@ impl Shared {
     }
 }
 
-/// Segments in flight beyond those of the decoders.
-const SEGMENTS_IN_FLIGHT: usize = 12;
-/// Segments fetched together: chunks they share are fetched once, near ones in one request.
-const WINDOW_SEGMENTS: usize = 2;
+/// Segments being put together or waiting to be written, beyond those being decoded or written.
+const SEGMENTS_QUEUED: usize = 4;
+/// Segments whose chunks are looked up, or were and wait for the look-ahead.
+const SEGMENTS_LOCATED: usize = 32;
+/// Threads that look chunks up: each may wait for a page of the index, or for the target.
+const LOCATORS: usize = 4;
+/// Stored bytes in memory, and more for each decoder: they make long requests, and several at a time, out of segments that lie in as many packs as the backup had workers.
+const STORED_BYTES: usize = 48 << 20;
+const STORED_BYTES_EACH: usize = 16 << 20;
 /// How long a lock on the target is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// Writes in flight.
@@ -340,7 +350,7 @@ fn to_target(
     Ok(())
 }
 
-/// Starts planner, fetchers and decoders.
+/// Starts all stages but the writers.
 fn start_stages(
     repo: &Repository,
     shared: &Arc<Shared>,
@@ -350,25 +360,41 @@ fn start_stages(
     options: &RestoreOptions,
     depth: usize,
 ) -> Result<Vec<JoinHandle<()>>> {
+    use crossbeam::channel::{bounded, unbounded};
     let workers = options.workers.max(1);
-    let fetchers = repo.store().habits().parallel_gets.max(1);
-    let pool =
-        BufPool::new(SEGMENTS_IN_FLIGHT.max(depth + fetchers * WINDOW_SEGMENTS) + workers, SEGMENT_BYTES);
-    let (window_sender, window_receiver) = crossbeam::channel::unbounded::<Vec<SegmentWork>>();
-    let (fetched_sender, fetched_receiver) = crossbeam::channel::unbounded::<fetch::Fetched>();
-    let spare = Arc::new(crossbeam::queue::SegQueue::new());
+    let store = repo.store();
     let mut threads = Vec::new();
-    let planner = plan::Planner::new(repo, shared.clone(), volume, how, pool, window_sender)?;
+
+    let (jobs, job_receiver) = unbounded();
+    let (answers, answer_receiver) = bounded(SEGMENTS_LOCATED);
+    let planner = plan::Planner::new(repo, shared.clone(), volume, how, plan::Output { jobs, answers })?;
     threads.push(spawn("plan", shared, move || planner.run())?);
-    for gatherer in strays::gatherers(fetchers) {
-        let fetcher = fetch::Fetcher::new(shared.clone(), spare.clone(), gatherer);
-        let (input, output) = (window_receiver.clone(), fetched_sender.clone());
-        threads.push(spawn("fetch", shared, move || fetcher.run(&input, &output))?);
+    for _ in 0..LOCATORS {
+        let locator = locate::Locator::new(shared.clone());
+        let input = job_receiver.clone();
+        threads.push(spawn("locate", shared, move || locator.run(&input))?);
     }
+
+    let budget = stored::Budget::new(STORED_BYTES + workers * STORED_BYTES_EACH);
+    let (requests, request_receiver) = unbounded();
+    let (fetched, fetched_receiver) = unbounded();
+    let (gathering, batches) = strays::Gathering::new(store.habits().gap_bytes);
+    let stray_pool = BufPool::new(strays::BUFFERS, SEGMENT_BYTES);
+    let fetcher = fetch::Fetcher::new(shared.clone(), budget.clone(), stray_pool, batches, fetched.clone());
+    let look_ahead = lookahead::LookAhead::new(shared.clone(), budget, gathering, requests, fetched);
+    threads.push(spawn("look-ahead", shared, move || look_ahead.run(&answer_receiver))?);
+    for _ in 0..store.habits().parallel_gets.max(1) {
+        let (fetcher, input) = (fetcher.clone(), request_receiver.clone());
+        threads.push(spawn("fetch", shared, move || fetcher.run(&input))?);
+    }
+    drop(fetcher);
+
+    let inlet =
+        decode::Inlet::new(fetched_receiver, BufPool::new(depth + workers + SEGMENTS_QUEUED, SEGMENT_BYTES));
     for _ in 0..workers {
-        let decoder = decode::Decoder::new(shared.clone(), output.clone(), spare.clone())?;
-        let input = fetched_receiver.clone();
-        threads.push(spawn("decode", shared, move || decoder.run(&input))?);
+        let decoder = decode::Decoder::new(shared.clone(), output.clone())?;
+        let inlet = inlet.clone();
+        threads.push(spawn("decode", shared, move || decoder.run(&inlet))?);
     }
     Ok(threads)
 }
@@ -410,10 +436,21 @@ fn collect(shared: &Shared, done: &Receiver<WriteResult<decode::Written>>, journ
 
 fn join(shared: &Shared, threads: Vec<JoinHandle<()>>) {
     for thread in threads {
-        if thread.join().is_err() {
+        if thread.join().is_err() && !shared.run.is_failed() {
             shared
                 .run
-                .fail(Error::Invalid { what: "internal error: a thread of the restore panicked".into() });
+                .fail(Error::Invalid { what: "internal error: a thread of the target panicked".into() });
+        }
+    }
+}
+
+/// Stops the others when its thread panics: they may wait for what it had.
+struct PanicGuard(Arc<Run>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(Error::Invalid { what: "internal error: a thread of the restore panicked".into() });
         }
     }
 }
@@ -427,8 +464,9 @@ fn spawn(
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
+            let guard = PanicGuard(run);
             if let Err(error) = body() {
-                run.fail(error);
+                guard.0.fail(error);
             }
         })
         .map_err(Error::io("start", format_args!("thread {name}")))

@@ -4,14 +4,14 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crossbeam::channel::Sender;
+use crossbeam::channel::{Receiver, Sender, bounded};
 
-use super::{SegmentWork, Shared, WINDOW_SEGMENTS};
+use super::locate::{Job, Located};
+use super::{SegmentWork, Shared};
 use crate::error::{Error, Result};
 use crate::format::node::Leaf;
 use crate::format::point::{RecoveryPoint, Volume};
 use crate::id::SegmentNo;
-use crate::io::BufPool;
 use crate::limits::BLOCK_BYTES;
 use crate::manifest::{SegmentChange, TreeReader, each_difference, leaf_differences, merge_ranges};
 use crate::repo::Repository;
@@ -45,9 +45,15 @@ pub struct Planner {
 struct Lane {
     shared: Arc<Shared>,
     how: How,
-    pool: BufPool,
-    output: Sender<Vec<SegmentWork>>,
-    window: Vec<SegmentWork>,
+    output: Output,
+}
+
+/// Where the planner's questions and the promises of answers go.
+pub struct Output {
+    /// To the locators.
+    pub jobs: Sender<Job>,
+    /// To the look-ahead: where it finds each answer, in the order of the volume.
+    pub answers: Sender<Receiver<Located>>,
 }
 
 impl Planner {
@@ -57,8 +63,7 @@ impl Planner {
         shared: Arc<Shared>,
         volume: &Volume,
         how: How,
-        pool: BufPool,
-        output: Sender<Vec<SegmentWork>>,
+        output: Output,
     ) -> Result<Self> {
         let tree = repo.tree(volume.size_bytes, volume.root)?;
         let base = match &how.base {
@@ -70,21 +75,19 @@ impl Planner {
             }
             None => None,
         };
-        Ok(Self { tree, base, lane: Lane { shared, how, pool, output, window: Vec::new() } })
+        Ok(Self { tree, base, lane: Lane { shared, how, output } })
     }
 
     /// Plans the whole volume.
     pub fn run(mut self) -> Result<()> {
         if self.lane.how.compare {
-            self.each_segment(true)?;
+            self.each_segment(true)
         } else if let Some(base) = self.base.take() {
-            return self.differences(base);
+            self.differences(base)
         } else {
             let zeros_too = self.lane.how.every_segment;
-            self.each_segment(zeros_too)?;
+            self.each_segment(zeros_too)
         }
-        self.lane.send_window();
-        Ok(())
     }
 
     /// All segments, or with `zeros_too` false those with data.
@@ -127,7 +130,6 @@ impl Planner {
                 lane.send(segment, leaf, &ranges)
             },
         )?;
-        lane.send_window();
         let same = volume_bytes - differing;
         Shared::add(&lane.shared.counters.same, same);
         Progress::add(&lane.shared.run.progress.done_bytes, same);
@@ -170,34 +172,22 @@ impl Lane {
         let needs = Needs::of(&leaf, ranges, len as u32);
         let same = len as u64 - ranges.iter().map(|r| u64::from(r.end - r.start)).sum::<u64>();
         Shared::add(&self.shared.counters.same, same);
-        let Some(buf) = self.pool.try_get().or_else(|| {
-            // What waits in the window must not hold the buffers that it waits for.
-            self.send_window();
-            self.pool.get_blocking()
-        }) else {
-            return Ok(());
-        };
-        self.window.push(SegmentWork {
+        let work = SegmentWork {
             segment,
             len,
-            buf,
             chunks: needs.chunks,
             writes: needs.writes,
             zeros: needs.zeros,
             fresh: self.how.fresh,
             compare: self.how.compare.then_some(leaf),
             deferred: 0,
-        });
-        if self.window.len() >= WINDOW_SEGMENTS {
-            self.send_window();
+        };
+        let (answer, promise) = bounded(1);
+        // The promise first: its channel is the one that is bounded.
+        if self.output.answers.send(promise).is_ok() {
+            let _ = self.output.jobs.send(Job { work, answer });
         }
         Ok(())
-    }
-
-    fn send_window(&mut self) {
-        if !self.window.is_empty() {
-            let _ = self.output.send(std::mem::take(&mut self.window));
-        }
     }
 }
 

@@ -1,28 +1,25 @@
-//! Strays: chunks in a pack that a window of segments needs little else from. After many nights a segment has some from each night that touched it. To fetch them
+//! Strays: chunks in a pack that the segments ahead need little else from. After many nights a segment has some from each night that touched it. To fetch them
 //! when their segment is due takes a request for a few chunks, so they are put off, gathered from a long stretch of the volume, and then fetched in the order of packs,
 //! where they lie side by side, and written each to its place.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender};
 
-use super::fetch::Ranged;
 use crate::id::SegmentNo;
-use crate::io::{BufPool, PooledBuf};
 use crate::limits::{IO_ALIGN, SEGMENT_BYTES};
 use crate::pack::Location;
 
-/// A pack of which a window needs fewer stored bytes than this is left for later.
+/// A pack of which the segments known ahead need fewer stored bytes than this is left for later.
 pub const STRAY_BYTES_MAX: u64 = 768 << 10;
 /// Strays gathered before they are fetched: 4 MB of memory, and about 2 GiB of data. A restore that is killed does this much again, since a segment without its strays is
 /// not done; fewer would mean to visit each night's pack more often.
 const GATHERED_MAX: usize = 32 << 10;
-/// Stored bytes of one batch, as long as its contents fit into a buffer.
+/// Stored bytes of one batch with the gaps in it, as long as its contents fit into a buffer.
 const BATCH_STORED_BYTES_MAX: u64 = SEGMENT_BYTES as u64;
-/// Buffers in which batches are put together. Segments have a pool of their own: whoever waits here holds none of theirs.
-const BUFFERS: usize = 4;
+/// Buffers in which batches are put together.
+pub const BUFFERS: usize = 4;
 
 /// A part of a chunk that is written later than its segment.
 #[derive(Clone, Debug)]
@@ -44,12 +41,6 @@ impl Stray {
     }
 }
 
-impl Ranged for Stray {
-    fn at(&self) -> &Location {
-        &self.at
-    }
-}
-
 /// Strays that are fetched and decoded together.
 pub struct Batch {
     all: Arc<Vec<Stray>>,
@@ -63,86 +54,42 @@ impl Batch {
     }
 }
 
-/// What the fetchers share.
+/// Gathers strays and makes batches of them.
 pub struct Gathering {
-    strays: Mutex<Vec<Stray>>,
-    /// Fetchers that may still find some.
-    searching: AtomicUsize,
-    pool: BufPool,
+    strays: Vec<Stray>,
+    gap_bytes: u64,
+    batches: Sender<Batch>,
 }
 
-/// A fetcher's hold on the gathering.
-pub struct Gatherer {
-    shared: Arc<Gathering>,
-    /// Dropped when this fetcher finds no more: batches end with the last.
-    sender: Option<Sender<Batch>>,
-    receiver: Receiver<Batch>,
-}
+impl Gathering {
+    /// An empty one, for a store with such gaps, and where its batches come out.
+    pub fn new(gap_bytes: u64) -> (Self, Receiver<Batch>) {
+        let (batches, receiver) = crossbeam::channel::unbounded();
+        (Self { strays: Vec::new(), gap_bytes, batches }, receiver)
+    }
 
-/// One hold for each of `count` fetchers.
-pub fn gatherers(count: usize) -> Vec<Gatherer> {
-    let shared = Arc::new(Gathering {
-        strays: Mutex::default(),
-        searching: AtomicUsize::new(count),
-        pool: BufPool::new(BUFFERS, SEGMENT_BYTES),
-    });
-    let (sender, receiver) = crossbeam::channel::unbounded();
-    (0..count)
-        .map(|_| Gatherer {
-            shared: shared.clone(),
-            sender: Some(sender.clone()),
-            receiver: receiver.clone(),
-        })
-        .collect()
-}
-
-impl Gatherer {
     /// Puts strays off. When enough have come together, batches are made of all of them.
-    pub fn put_off(&self, strays: Vec<Stray>) {
-        let mut gathered = self.shared.strays.lock().unwrap_or_else(PoisonError::into_inner);
-        gathered.extend(strays);
-        if gathered.len() >= GATHERED_MAX {
-            let full = std::mem::take(&mut *gathered);
-            drop(gathered);
-            self.make_batches(full);
+    pub fn put_off(&mut self, strays: Vec<Stray>) {
+        self.strays.extend(strays);
+        if self.strays.len() >= GATHERED_MAX {
+            self.make_batches();
         }
     }
 
-    /// This fetcher finds no more. The last one to say so makes batches of what is left.
-    pub fn found_all(&mut self) {
-        if self.shared.searching.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let rest =
-                std::mem::take(&mut *self.shared.strays.lock().unwrap_or_else(PoisonError::into_inner));
-            self.make_batches(rest);
-        }
-        self.sender = None;
+    /// There are no more: makes batches of what is left, and they end.
+    pub fn finish(mut self) {
+        self.make_batches();
     }
 
-    /// A batch that waits to be fetched, if there is one.
-    pub fn ready(&self) -> Option<Batch> {
-        self.receiver.try_recv().ok()
-    }
-
-    /// The next batch, waited for; `None` after the last. Only after [`Gatherer::found_all`].
-    pub fn next(&self) -> Option<Batch> {
-        self.receiver.recv().ok()
-    }
-
-    /// A buffer for a batch.
-    pub fn buffer(&self) -> Option<PooledBuf> {
-        self.shared.pool.get_blocking()
-    }
-
-    fn make_batches(&self, strays: Vec<Stray>) {
-        let Some(sender) = &self.sender else { return };
-        for batch in batches(strays) {
-            let _ = sender.send(batch);
+    fn make_batches(&mut self) {
+        for batch in batches(std::mem::take(&mut self.strays), self.gap_bytes) {
+            let _ = self.batches.send(batch);
         }
     }
 }
 
 /// Sorts strays by where they are stored and cuts them where a buffer would be full.
-fn batches(mut strays: Vec<Stray>) -> Vec<Batch> {
+fn batches(mut strays: Vec<Stray>, gap_bytes: u64) -> Vec<Batch> {
     strays.sort_unstable_by_key(|s| (s.at.pack.id, s.at.offset, s.position));
     let all = Arc::new(strays);
     let mut cut = Vec::new();
@@ -152,7 +99,14 @@ fn batches(mut strays: Vec<Stray>) -> Vec<Batch> {
         let (raw, stored) = if repeated {
             (0, 0) // decoded once, whatever the number of its places
         } else {
-            (u64::from(stray.at.raw_bytes), u64::from(stray.at.stored_bytes))
+            let gap = match all[start..no].last() {
+                Some(before) if before.at.pack.id == stray.at.pack.id => {
+                    u64::from(stray.at.offset).saturating_sub(before.at.end())
+                }
+                _ => 0,
+            };
+            let fetched_gap = if gap <= gap_bytes { gap } else { 0 };
+            (u64::from(stray.at.raw_bytes), u64::from(stray.at.stored_bytes) + fetched_gap)
         };
         if no > start
             && (raw_bytes + raw > SEGMENT_BYTES as u64 || stored_bytes + stored > BATCH_STORED_BYTES_MAX)
@@ -224,7 +178,7 @@ mod tests {
                 strays.iter().map(|s| (s.at.pack.id, s.at.offset, s.position)).collect();
             expected.sort_unstable();
             let mut got = Vec::new();
-            for batch in batches(strays) {
+            for batch in batches(strays, 256 << 10) {
                 let mut distinct: Vec<_> = batch.strays().iter().map(|s| s.at).collect();
                 distinct.dedup();
                 prop_assert!(distinct.iter().map(|at| at.raw_bytes as usize).sum::<usize>() <= SEGMENT_BYTES);
@@ -265,14 +219,20 @@ mod tests {
     }
 
     #[test]
-    fn the_last_fetcher_hands_out_what_is_left() {
-        let mut fetchers = gatherers(2);
-        fetchers[0].put_off(vec![stray(1, 0, 4096, 0)]);
-        fetchers[0].found_all();
-        assert!(fetchers[0].ready().is_none());
-        fetchers[1].put_off(vec![stray(1, 8192, 4096, 4096)]);
-        fetchers[1].found_all();
-        assert_eq!(fetchers[0].next().unwrap().strays().len(), 2);
-        assert!(fetchers[1].next().is_none(), "and then there is an end");
+    fn what_is_gathered_comes_out_at_the_end() {
+        let (mut gathering, batches) = Gathering::new(0);
+        gathering.put_off(vec![stray(1, 0, 4096, 0)]);
+        assert!(batches.try_recv().is_err());
+        gathering.put_off(vec![stray(1, 8192, 4096, 4096)]);
+        gathering.finish();
+        assert_eq!(batches.recv().unwrap().strays().len(), 2);
+        assert!(batches.recv().is_err(), "and then there is an end");
+    }
+
+    #[test]
+    fn gaps_that_are_fetched_count() {
+        let strays: Vec<Stray> = (0..64).map(|n| stray(1, n << 20, 4096, u64::from(n) << 12)).collect();
+        assert_eq!(batches(strays.clone(), 1 << 10).len(), 1);
+        assert!(batches(strays, 1 << 20).len() >= 16);
     }
 }
