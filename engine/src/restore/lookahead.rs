@@ -16,8 +16,8 @@ use crate::id::ObjectId;
 use crate::limits::IO_ALIGN;
 use crate::pack::Location;
 
-/// Longest request; widened to 4 KiB borders, it fills a buffer of 8 MiB.
-const REQUEST_BYTES_MAX: u64 = (8 << 20) - 2 * IO_ALIGN as u64;
+/// Longest request, before it is widened to 4 KiB borders: a pack of 32 MiB comes in four.
+const REQUEST_BYTES_MAX: u64 = (17 << 19) - 2 * IO_ALIGN as u64;
 /// Segments known ahead.
 const SEGMENTS_MAX: usize = 256;
 /// Chunks known ahead, about: some 4 MB of memory.
@@ -218,7 +218,7 @@ impl OfPack {
             let reached = want.range.is_none()
                 && wanted_end <= end_max
                 && u64::from(*offset) <= end + gap_bytes
-                && worth(wanted_end.max(end) - start, useful);
+                && worth(wanted_end.max(end) - start, useful, gap_bytes);
             if !reached {
                 useful -= u64::from(want.stored_bytes);
                 break;
@@ -232,7 +232,7 @@ impl OfPack {
             useful += u64::from(want.stored_bytes);
             let reached = want.range.is_none()
                 && want.end(*offset) + gap_bytes >= start
-                && worth(end - u64::from(*offset), useful);
+                && worth(end - u64::from(*offset), useful, gap_bytes);
             if !reached {
                 break;
             }
@@ -254,9 +254,9 @@ impl OfPack {
     }
 }
 
-/// True if a request may be so long: at least half of it is useful.
-fn worth(bytes: u64, useful_bytes: u64) -> bool {
-    bytes <= REQUEST_BYTES_MAX && bytes <= 2 * useful_bytes
+/// True if a request may be so long: but for one gap, half of it is useful. It occupies the budget as long as the last of its chunks is not needed.
+fn worth(bytes: u64, useful_bytes: u64, gap_bytes: u64) -> bool {
+    bytes <= REQUEST_BYTES_MAX && bytes <= 2 * useful_bytes + gap_bytes
 }
 
 /// Takes a chunk out of what is written with its segment; false if it has to stay.
@@ -268,4 +268,71 @@ fn take_out(work: &mut SegmentWork, frame: &Frame, put_off: &mut Vec<Stray>) -> 
     work.deferred += parts.len() as u32;
     put_off.extend(parts.into_iter().map(|part| Stray { at: frame.at, id: frame.id, position, part }));
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::header::ObjectKind;
+    use crate::format::index_segment::PackRef;
+    use proptest::prelude::*;
+
+    const GAP_BYTES: u64 = 64 << 10;
+
+    fn at(offset: u32, stored_bytes: u32) -> Location {
+        let pack =
+            PackRef { id: ObjectId::new([1; 16]), salt: [1; 24], bytes: 1 << 30, kind: ObjectKind::Data };
+        Location { pack, offset, stored_bytes, raw_bytes: stored_bytes }
+    }
+
+    fn of_pack(frames: &[(u32, u32)]) -> OfPack {
+        let mut of_pack = OfPack::default();
+        for &(offset, stored_bytes) in frames {
+            of_pack.wants.insert(offset, Want { stored_bytes, uses: 1, range: None });
+            of_pack.unasked_bytes += u64::from(stored_bytes);
+        }
+        of_pack
+    }
+
+    proptest! {
+        #[test]
+        fn every_chunk_is_asked_for_once(
+            gaps in proptest::collection::vec((0u32..200_000, 1u32..300_000), 1..300), first in 0usize..300
+        ) {
+            let mut frames = Vec::new();
+            let mut end = 0;
+            for (gap, stored_bytes) in gaps {
+                frames.push((end + gap, stored_bytes));
+                end += gap + stored_bytes;
+            }
+            let mut of_pack = of_pack(&frames);
+            let budget = Budget::new(1 << 20);
+            let (mut requests, mut previous) = (Vec::new(), Vec::new());
+            for no in (0..frames.len()).map(|no| (no + first) % frames.len()) {
+                let at = at(frames[no].0, frames[no].1);
+                if of_pack.wants[&at.offset].range.is_some() {
+                    continue;
+                }
+                let span = of_pack.grow(&at, u64::MAX, GAP_BYTES);
+                prop_assert!(span.end - span.start <= REQUEST_BYTES_MAX);
+                prop_assert!(previous.iter().all(|p: &std::ops::Range<u64>| p.end <= span.start || span.end <= p.start));
+                let request = Request::new(&budget, at, span.start, span.end, IO_ALIGN as u64);
+                let range = request.range().clone();
+                of_pack.asked(&range, span.clone());
+                previous.push(span);
+                requests.push(request);
+            }
+            prop_assert_eq!(of_pack.unasked_bytes, 0);
+            for (offset, want) in &of_pack.wants {
+                prop_assert!(want.range.as_ref().unwrap().covers(&at(*offset, want.stored_bytes)));
+            }
+        }
+    }
+
+    #[test]
+    fn short_of_room_a_segment_gets_its_own() {
+        let of_pack = of_pack(&[(0, 100), (100, 100), (200, 100), (300, 100)]);
+        assert_eq!(of_pack.grow(&at(100, 100), u64::MAX, GAP_BYTES), 0..400);
+        assert_eq!(of_pack.grow(&at(100, 100), 300, GAP_BYTES), 100..300);
+    }
 }

@@ -6,9 +6,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::io::AlignedBuf;
 use crate::pack::Location;
 
-/// Buffers are powers of two from here on, and multiples of this from a huge page on.
+/// Shortest buffer; others are powers of two, and from a huge page on multiples of [`BUFFER_STEP_BYTES`].
 const BUFFER_BYTES_MIN: usize = 64 << 10;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
+const BUFFER_STEP_BYTES: usize = 512 << 10;
 
 /// Bounds the bytes of all buffers, those in use and those that wait to be used again.
 pub struct Budget {
@@ -94,7 +95,7 @@ impl Budget {
 
 fn buffer_bytes(bytes: usize) -> usize {
     if bytes > HUGE_PAGE_BYTES {
-        bytes.next_multiple_of(HUGE_PAGE_BYTES)
+        bytes.next_multiple_of(BUFFER_STEP_BYTES)
     } else {
         bytes.next_power_of_two().max(BUFFER_BYTES_MIN)
     }
@@ -227,13 +228,13 @@ mod tests {
     fn buffers_are_used_again_and_the_bound_holds() {
         let budget = Budget::new(8 << 20);
         let first = budget.take(3 << 20);
-        assert_eq!(first.len(), 4 << 20);
+        assert_eq!(first.len(), 3 << 20);
         let place = first.as_ptr();
         drop(first);
-        let again = budget.take(4 << 20);
+        let again = budget.take(2 << 20);
         assert_eq!(again.as_ptr(), place);
-        assert!(budget.wait_for_room(4 << 20));
-        assert!(!budget.wait_for_room(5 << 20), "nobody will give anything back");
+        assert!(budget.wait_for_room(5 << 20));
+        assert!(!budget.wait_for_room(6 << 20), "nobody will give anything back");
         drop(again);
         drop(budget.take(6 << 20));
         let state = budget.state();

@@ -37,7 +37,7 @@ const RESERVE_MAX: usize = 64 << 20;
 const GAP_BYTES: u64 = 1 << 20;
 /// Objects stored at a time, each from a buffer of a pack.
 const PARALLEL_PUTS: usize = 16;
-/// Ranges fetched at a time by a restore: each fetcher holds a window of 8 MiB of the volume and what it fetched for it.
+/// Ranges fetched at a time by a restore, whose budget of stored bytes has room for about as many.
 const PARALLEL_GETS: usize = 8;
 
 /// The threads that requests run on. Also for whoever finds credentials, so that connections have one home.
