@@ -129,6 +129,19 @@ impl Error {
         Error::Damaged { object: object.to_string(), what: what.to_string() }
     }
 
+    /// The same error, with the repository named beside an object of which only the key is known: for operations on two repositories.
+    pub fn in_repository(self, location: &str) -> Error {
+        let named = |object: String| format!("{object} in {location}");
+        match self {
+            Error::Damaged { object, what } => Error::Damaged { object: named(object), what },
+            Error::Missing { object, needed_by } => Error::Missing { object: named(object), needed_by },
+            Error::NewerVersion { object, found, supported } => {
+                Error::NewerVersion { object: named(object), found, supported }
+            }
+            other => other,
+        }
+    }
+
     /// True where bytes of the repository are gone or wrong, which `verify` counts and restore reports as exit code 12.
     pub fn is_damage(&self) -> bool {
         matches!(self, Error::Damaged { .. } | Error::Missing { .. })
@@ -164,6 +177,8 @@ mod tests {
             "config is written in format version 9, this program reads up to 1: update penstock"
         );
         assert!(Error::damaged("data/ab", "x").is_damage());
+        let placed = Error::damaged("data/ab", "x").in_repository("/r");
+        assert!(placed.is_damage() && placed.to_string().starts_with("data/ab in /r is damaged: x"));
         assert!(!Error::Cancelled.is_damage());
     }
 }

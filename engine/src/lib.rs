@@ -2,6 +2,7 @@
 pub mod backup;
 pub mod chunker;
 pub mod compress;
+pub mod copy;
 pub mod crypto;
 pub mod diff;
 pub mod error;

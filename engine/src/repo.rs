@@ -264,8 +264,19 @@ impl Repository {
         RecoveryPoint::from_json(object, &json, &id)
     }
 
-    /// Publishes a recovery point: the commit. Everything it refers to must be durable.
+    /// Publishes a recovery point with an id just drawn: the commit. Everything it refers to must be durable.
     pub fn publish(&self, point: &RecoveryPoint) -> Result<()> {
+        match self.publish_if_absent(point)? {
+            PutOutcome::Created => Ok(()),
+            PutOutcome::Exists => {
+                let object = ObjectKind::Point.key(&point.id);
+                Err(Error::damaged(object, "a name just drawn was taken already"))
+            }
+        }
+    }
+
+    /// As [`publish`](Self::publish), for a point whose id is that of a point elsewhere: another copy of it may be there.
+    pub fn publish_if_absent(&self, point: &RecoveryPoint) -> Result<PutOutcome> {
         let id = point
             .point_id()
             .ok_or_else(|| Error::Invalid { what: "a recovery point without an id".into() })?;
@@ -276,10 +287,7 @@ impl Repository {
         let bytes = sealed::encode(&self.keys, ObjectKind::Point, *id.as_bytes(), &frame)?;
         let object = ObjectKind::Point.key(&point.id);
         fail::fail_point!("point-before-put");
-        match self.store.put_new(&object, Body::Bytes(&bytes))? {
-            PutOutcome::Created => Ok(()),
-            PutOutcome::Exists => Err(Error::damaged(object, "a name just drawn was taken already")),
-        }
+        self.store.put_new(&object, Body::Bytes(&bytes))
     }
 
     /// The point that `text` means: `latest`, `latest:NAME`, an id, or a unique prefix of one.

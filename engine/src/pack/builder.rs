@@ -55,10 +55,24 @@ impl PackBuilder {
         let (codec, payload_bytes) =
             compressor.compress(raw, &mut self.buf[payload_start..payload_start + raw.len()]);
         self.buf[start] = codec as u8;
-        let end = payload_start + payload_bytes + TAG_BYTES;
+        self.seal_frame(id, payload_start + payload_bytes, raw.len() as u32)
+    }
+
+    /// Adds a content as the frame `codec ‖ payload` that another pack had it in, and returns the length of the new one. `frame` must not be longer than the content
+    /// stored raw: one byte more than `raw_bytes`.
+    pub fn add_encoded(&mut self, id: &[u8; 32], frame: &[u8], raw_bytes: u32) -> u32 {
+        debug_assert!(frame.len() <= raw_bytes as usize + 1);
+        let end = self.end + frame.len();
+        self.buf[self.end..end].copy_from_slice(frame);
+        self.seal_frame(id, end, raw_bytes)
+    }
+
+    /// Seals the frame that stands from the end of the pack to `plain_end`.
+    fn seal_frame(&mut self, id: &[u8; 32], plain_end: usize, raw_bytes: u32) -> u32 {
+        let (start, end) = (self.end, plain_end + TAG_BYTES);
         self.key.seal(start as u64, id, &mut self.buf[start..end]);
         let stored_bytes = (end - start) as u32;
-        self.rows.push(TocRow { id: *id, offset: start as u32, stored_bytes, raw_bytes: raw.len() as u32 });
+        self.rows.push(TocRow { id: *id, offset: start as u32, stored_bytes, raw_bytes });
         self.end = end;
         stored_bytes
     }

@@ -75,6 +75,11 @@ impl FrameReader {
             .map_err(|_| damaged("it does not authenticate: flipped bytes, or not what the index says"))?;
         self.decompressor.decompress(&self.opened, raw).map_err(|what| damaged(&what))
     }
+
+    /// The frame that was read last, opened but not decompressed: `codec ‖ payload`.
+    pub fn encoded(&self) -> &[u8] {
+        &self.opened
+    }
 }
 
 /// Reads and checks header, trailer and table of contents of a pack from the store.

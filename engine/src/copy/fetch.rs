@@ -1,0 +1,244 @@
+//! Fetchers and workers: ranges of the source's packs come in, chunks are decoded, checked, renamed, and those that the destination lacks get into its packs.
+
+use crossbeam::channel::{Receiver, Sender};
+
+use super::{Event, Shared};
+use crate::chunker::{ChunkKeys, Chunker};
+use crate::compress::Compressor;
+use crate::crypto::RepoKeys;
+use crate::error::{Error, Result};
+use crate::format::pack::Codec;
+use crate::format::point::Counts;
+use crate::id::ChunkId;
+use crate::io::PooledBuf;
+use crate::limits::IO_ALIGN;
+use crate::pack::{FinishedPack, FrameReader, Location};
+use crate::repo::Repository;
+use crate::run::Progress;
+use crate::store::Span;
+
+/// A chunk to be read.
+pub struct Frame {
+    /// Its id in the source.
+    pub id: ChunkId,
+    /// Where it is.
+    pub at: Location,
+    /// The volume that is charged for it.
+    pub volume: u16,
+}
+
+/// Frames of one pack that are fetched by one request.
+pub struct Batch {
+    /// The window that waits for them.
+    pub window: u64,
+    /// In the order of the pack.
+    pub frames: Vec<Frame>,
+    /// First byte needed.
+    pub start: u64,
+    /// One past the last byte needed.
+    pub end: u64,
+}
+
+impl Batch {
+    /// Where the request begins: requests begin and end at 4 KiB borders, so that a store in files can read past the page cache.
+    fn from(&self) -> u64 {
+        self.start / IO_ALIGN as u64 * IO_ALIGN as u64
+    }
+
+    /// Its length.
+    fn request_bytes(&self) -> usize {
+        (self.end.next_multiple_of(IO_ALIGN as u64) - self.from()) as usize
+    }
+}
+
+/// Buffer that the request for `frame_bytes` needs.
+pub const fn buffer_bytes(frame_bytes: usize) -> usize {
+    frame_bytes + 2 * IO_ALIGN
+}
+
+/// A batch with its bytes.
+pub struct Fetched {
+    batch: Batch,
+    buf: PooledBuf,
+}
+
+/// A fetcher: gets batches until the channel is closed and empty.
+pub fn fetch(shared: &Shared<'_>, batches: &Receiver<Batch>, fetched: &Sender<Fetched>) -> Result<()> {
+    for batch in batches {
+        if shared.run.stopped() {
+            continue;
+        }
+        let Some(mut buf) = shared.read_pool.get_blocking() else { continue };
+        match fetch_one(shared, &batch, &mut buf) {
+            Ok(()) => drop(fetched.send(Fetched { batch, buf })),
+            Err(error) => shared.run.fail(error.in_repository(shared.source.location())),
+        }
+    }
+    Ok(())
+}
+
+fn fetch_one(shared: &Shared<'_>, batch: &Batch, buf: &mut PooledBuf) -> Result<()> {
+    let Some(first) = batch.frames.first() else { return Ok(()) };
+    let key = first.at.pack_key();
+    let needed = (batch.end - batch.from()) as usize;
+    let Some(out) = buf.get_mut(..batch.request_bytes()) else {
+        return Err(Error::damaged(key, format_args!("a frame of {needed} bytes, too long for a chunk")));
+    };
+    match shared.source.store().get_into(&key, batch.from(), out)? {
+        None => Err(Error::Missing { object: key, needed_by: "the index".into() }),
+        Some(count) if count < needed => {
+            Err(Error::damaged(key, format_args!("truncated at byte {}", batch.from() + count as u64)))
+        }
+        Some(count) => {
+            Progress::add(&shared.run.progress.read_bytes, count as u64);
+            Ok(())
+        }
+    }
+}
+
+/// State of one worker thread.
+pub struct Worker<'a> {
+    shared: &'a Shared<'a>,
+    frames: FrameReader,
+    /// Names chunks as the source does, and as the destination does; one of them where the keys are the same.
+    source_ids: Chunker,
+    destination_ids: Option<Chunker>,
+    compressor: Option<Compressor>,
+    raw: Vec<u8>,
+    packed: Vec<u8>,
+}
+
+fn chunker_of(repo: &Repository) -> Result<Chunker> {
+    let keys: &RepoKeys = repo.keys();
+    let (block_key, chunk_key, cut_seed) = keys.chunker();
+    Ok(Chunker::new(repo.chunk_params()?, &ChunkKeys { block_key, chunk_key, cut_seed }))
+}
+
+impl<'a> Worker<'a> {
+    /// Prepares a worker.
+    pub fn new(shared: &'a Shared<'a>) -> Result<Self> {
+        Ok(Self {
+            shared,
+            frames: FrameReader::new()?,
+            source_ids: chunker_of(shared.source)?,
+            destination_ids: if shared.same_ids { None } else { Some(chunker_of(shared.destination)?) },
+            compressor: shared.compress_raw.map(|level| Compressor::new(Some(level))).transpose()?,
+            raw: Vec::new(),
+            packed: Vec::new(),
+        })
+    }
+
+    /// Works until the channel is closed and empty. After an error elsewhere, buffers are only given back.
+    pub fn run(
+        mut self,
+        input: &Receiver<Fetched>,
+        packs: &Sender<FinishedPack>,
+        events: &Sender<Event>,
+    ) -> Result<()> {
+        for Fetched { batch, buf } in input {
+            if self.shared.run.stopped() {
+                continue;
+            }
+            match self.batch(&batch, &buf, packs) {
+                Ok((pairs, counts)) => {
+                    drop(buf);
+                    self.shared.renamed.learn(&pairs);
+                    let _ = events.send(Event::Decoded { window: batch.window, pairs, counts });
+                }
+                Err(error) => self.shared.run.fail(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn batch(
+        &mut self,
+        batch: &Batch,
+        bytes: &[u8],
+        packs: &Sender<FinishedPack>,
+    ) -> Result<(Vec<(ChunkId, ChunkId)>, Vec<(u16, Counts)>)> {
+        let mut pairs = Vec::with_capacity(batch.frames.len());
+        let mut counts: Vec<(u16, Counts)> = Vec::new();
+        for frame in &batch.frames {
+            let from = (u64::from(frame.at.offset) - batch.from()) as usize;
+            let stored = &bytes[from..from + frame.at.stored_bytes as usize];
+            self.open(frame, stored).map_err(|e| e.in_repository(self.shared.source.location()))?;
+            let id = match &mut self.destination_ids {
+                Some(chunker) => chunker.chunk_id(&self.raw),
+                None => frame.id,
+            };
+            if let Some(stored_bytes) = self.store(&id, packs)? {
+                let new_bytes = self.raw.len() as u64;
+                let new = Counts {
+                    new_chunks: 1,
+                    new_bytes,
+                    stored_bytes: u64::from(stored_bytes),
+                    ..Counts::default()
+                };
+                Progress::add(&self.shared.run.progress.new_bytes, new_bytes);
+                Progress::add(&self.shared.run.progress.stored_bytes, new.stored_bytes);
+                match counts.iter_mut().find(|(volume, _)| *volume == frame.volume) {
+                    Some((_, sum)) => *sum += new,
+                    None => counts.push((frame.volume, new)),
+                }
+            }
+            pairs.push((frame.id, id));
+        }
+        Ok((pairs, counts))
+    }
+
+    /// Decodes a frame into `raw`. What a network did to it may not happen again: then it is read once more before it is called damage.
+    fn open(&mut self, frame: &Frame, stored: &[u8]) -> Result<()> {
+        let store = self.shared.source.store();
+        let opened = self.open_once(frame, stored);
+        let key = frame.at.pack_key();
+        if opened.as_ref().is_err_and(Error::is_damage) && store.distrust(&key) {
+            let span = Span::At { offset: u64::from(frame.at.offset), len: frame.at.stored_bytes as usize };
+            let mut again = Vec::new();
+            store.get(&key, span, &mut again)?;
+            return self.open_once(frame, &again);
+        }
+        opened
+    }
+
+    fn open_once(&mut self, frame: &Frame, stored: &[u8]) -> Result<()> {
+        self.raw.resize(frame.at.raw_bytes as usize, 0);
+        let keys = self.shared.source.keys();
+        self.frames.read(keys, &frame.at, frame.id.as_bytes(), stored, &mut self.raw)?;
+        if self.source_ids.chunk_id(&self.raw) != frame.id {
+            let what = format!("the content at byte {} does not have its id", frame.at.offset);
+            return Err(Error::damaged(frame.at.pack_key(), what));
+        }
+        Ok(())
+    }
+
+    /// Puts the chunk in `raw` into a pack, unless the destination has it. As it was compressed it goes on: only what a repository without compression held is compressed
+    /// here, if the destination compresses.
+    fn store(&mut self, id: &ChunkId, packs: &Sender<FinishedPack>) -> Result<Option<u32>> {
+        let shared = self.shared;
+        let reserved = shared.claims.reserve(id.as_bytes());
+        if !reserved.map_err(|e| e.in_repository(shared.destination.location()))? {
+            return Ok(None);
+        }
+        let raw_bytes = self.raw.len() as u32;
+        let encoded = self.frames.encoded();
+        let is_raw = encoded.first() == Some(&(Codec::Raw as u8));
+        let frame: &[u8] = match &mut self.compressor {
+            Some(compressor) if is_raw => {
+                self.packed.resize(1 + self.raw.len(), 0);
+                let (codec, payload_bytes) = compressor.compress(&self.raw, &mut self.packed[1..]);
+                self.packed[0] = codec as u8;
+                &self.packed[..1 + payload_bytes]
+            }
+            // Nobody writes a compressed form that is longer; a buffer must not depend on that.
+            _ if encoded.len() > 1 + self.raw.len() => {
+                self.packed.clear();
+                self.packed.push(Codec::Raw as u8);
+                self.packed.extend_from_slice(&self.raw);
+                &self.packed
+            }
+            _ => encoded,
+        };
+        shared.open_packs.add(shared, packs, id, frame, raw_bytes).map(Some)
+    }
+}
