@@ -24,11 +24,24 @@ pub enum Purpose {
     Open,
     /// Start one: a prompted passphrase is asked for twice.
     Create,
+    /// Open the destination of a copy, which has options and variables of its own.
+    OpenDestination,
+}
+
+impl Purpose {
+    /// The environment variable that is to this purpose what `name` (`PENSTOCK_…`) is to others.
+    fn variable(self, name: &str) -> String {
+        match self {
+            Self::Open | Self::Create => name.to_owned(),
+            Self::OpenDestination => name.replacen("PENSTOCK_", "PENSTOCK_TO_", 1),
+        }
+    }
 }
 
 /// The first of: `--key-file`, `--password-file`, `PENSTOCK_PASSWORD_FILE`, `PENSTOCK_PASSWORD`, a prompt.
 pub fn access_key(globals: &Globals, interrupt: &Interrupt, purpose: Purpose) -> Result<AccessKey, Failure> {
-    match from_options(globals, |name| std::env::var_os(name).filter(|value| !value.is_empty()))? {
+    let set = |name: &str| std::env::var_os(purpose.variable(name)).filter(|value| !value.is_empty());
+    match from_options(globals, set)? {
         Some(key) => Ok(key),
         None => {
             // Ctrl-C at the prompt must first give the terminal its echo back, which ending at once would not.
@@ -44,8 +57,8 @@ pub fn access_key(globals: &Globals, interrupt: &Interrupt, purpose: Purpose) ->
 }
 
 /// True if the command line or the environment names a key.
-pub fn is_given(globals: &Globals) -> bool {
-    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+pub fn is_given(globals: &Globals, purpose: Purpose) -> bool {
+    let set = |name: &str| std::env::var_os(purpose.variable(name)).is_some_and(|value| !value.is_empty());
     globals.key_file.is_some()
         || globals.password_file.is_some()
         || set("PENSTOCK_PASSWORD_FILE")
@@ -102,13 +115,16 @@ fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
 
 fn prompt(purpose: Purpose) -> Result<AccessKey, Failure> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        let what = match purpose {
-            Purpose::Open => "the repository is encrypted",
-            Purpose::Create => "the new repository will be encrypted",
+        let (what, to) = match purpose {
+            Purpose::Open => ("the repository is encrypted", ""),
+            Purpose::Create => ("the new repository will be encrypted", ""),
+            Purpose::OpenDestination => ("the destination is encrypted", "to-"),
         };
+        let [file, passphrase] =
+            ["PENSTOCK_PASSWORD_FILE", "PENSTOCK_PASSWORD"].map(|name| purpose.variable(name));
         return Err(Failure::usage(format!(
-            "{what}: name its passphrase by --password-file FILE, PENSTOCK_PASSWORD_FILE or PENSTOCK_PASSWORD, \
-             or its key by --key-file FILE (there is no terminal to ask on)"
+            "{what}: name its passphrase by --{to}password-file FILE, {file} or {passphrase}, \
+             or its key by --{to}key-file FILE (there is no terminal to ask on)"
         )));
     }
     let ask = |text: &str| {
@@ -120,6 +136,7 @@ fn prompt(purpose: Purpose) -> Result<AccessKey, Failure> {
     let first = ask(match purpose {
         Purpose::Open => "Passphrase: ",
         Purpose::Create => "Passphrase of the new repository: ",
+        Purpose::OpenDestination => "Passphrase of the destination: ",
     })?;
     if purpose == Purpose::Create && *first != *ask("Once more: ")? {
         return Err(Failure::usage("the two passphrases differ: nothing was created"));
@@ -160,6 +177,12 @@ mod tests {
         assert!(from_options(&none, |_| None).unwrap().is_none());
         let key = Globals { key_file: Some(key), ..Globals::default() };
         assert_eq!(bytes_of(from_options(&key, environment).unwrap()), [7; 33]);
+    }
+
+    #[test]
+    fn the_destination_has_variables_of_its_own() {
+        assert_eq!(Purpose::Open.variable("PENSTOCK_PASSWORD"), "PENSTOCK_PASSWORD");
+        assert_eq!(Purpose::OpenDestination.variable("PENSTOCK_PASSWORD_FILE"), "PENSTOCK_TO_PASSWORD_FILE");
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod access;
 mod args;
 mod backup;
 mod completions;
+mod copy;
 mod demo;
 mod diff;
 mod doctor;
@@ -68,6 +69,7 @@ enum Verb {
     Diff(diff::Args),
     Restore(restore::Args),
     Verify(verify::Args),
+    Copy(copy::Args),
     Stats(stats::Args),
     Doctor(doctor::Args),
     Demo(demo::Args),
@@ -85,6 +87,7 @@ impl Verb {
             Verb::Diff(args) => diff::run(args, session),
             Verb::Restore(args) => restore::run(args, session),
             Verb::Verify(args) => verify::run(args, session),
+            Verb::Copy(args) => copy::run(args, session),
             Verb::Stats(args) => stats::run(args, session),
             Verb::Doctor(args) => doctor::run(args, session),
             Verb::Demo(args) => demo::run(args, session),
@@ -99,6 +102,9 @@ impl Verb {
             Verb::Backup(_) => "interrupted; what was stored is kept and found again by the next run",
             Verb::Restore(_) => {
                 "interrupted; the target is incomplete: the same command with --resume continues"
+            }
+            Verb::Copy(_) => {
+                "interrupted; what was sent is kept and found again by the next run, which continues"
             }
             Verb::Demo(_) => "interrupted; everything the demo made is removed",
             _ => "interrupted",
@@ -209,6 +215,11 @@ mod tests {
             "penstock restore p t --base q --compare",
             "penstock list --workers 0",
             "penstock init --chunk-size 64MB",
+            "penstock copy --to b",
+            "penstock copy latest",
+            "penstock copy latest --all --to b",
+            "penstock copy --all --name n --to b",
+            "penstock copy latest --to b --to-key-file k --to-password-file p",
             "penstock",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();

@@ -27,6 +27,8 @@ pub enum Kind {
     Restore,
     /// Reading the repository.
     Verify,
+    /// Repository to repository.
+    Copy,
 }
 
 /// How it is shown.
@@ -277,6 +279,10 @@ fn figures(kind: Kind, sample: &Sample, ended: bool) -> Vec<String> {
             figures.push(format!("new {}", units::size(sample.new)));
         }
         Kind::Restore => figures.push(format!("written {}", units::size(sample.new))),
+        Kind::Copy => {
+            figures.push(format!("read {}", units::size(sample.read)));
+            figures.push(format!("sent {}", units::size(sample.stored)));
+        }
         Kind::Verify => {}
     }
     if sample.problems > 0 {
@@ -359,6 +365,8 @@ mod tests {
         );
         let end = line(Kind::Restore, &sample(), true);
         assert_eq!(end, " 25 %  1 GiB of 4 GiB, 512 MiB/s, 2.0 s, written 128 MiB");
+        let copy = line(Kind::Copy, &sample(), true);
+        assert!(copy.ends_with("512 MiB/s, 2.0 s, read 512 MiB, sent 64 MiB"), "{copy}");
         let stream = Sample { total: 0, problems: 1, ..sample() };
         assert_eq!(line(Kind::Verify, &stream, false), "1 GiB, 1 GiB/s, 1 problem");
     }

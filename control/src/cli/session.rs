@@ -40,33 +40,41 @@ impl Session {
 
     /// The store behind `--repo`. `create` makes a directory that is not there; `cache` allows answers from local disk.
     pub fn open_store(&self, create: bool, cache: bool) -> Result<Arc<dyn Store>, Failure> {
-        let url = self.repo_url()?;
-        match Place::parse(url)? {
-            Some(place) => self.globals.far.open(place, cache),
-            None => Ok(store::open(url, create)?),
-        }
+        open_store(self.repo_url()?, &self.globals, create, cache)
     }
 
     /// Opens the repository; asks for a key only if it has one.
     pub fn repository(&self) -> Result<Repository, Failure> {
-        self.repository_on(self.store()?)
+        self.repository_on(self.store()?, &self.globals, Purpose::Open)
+    }
+
+    /// Opens the repository at `url`, the destination of a copy, by `options`.
+    pub fn destination(&self, url: &str, options: &Globals) -> Result<Repository, Failure> {
+        self.repository_on(open_store(url, options, false, true)?, options, Purpose::OpenDestination)
     }
 
     /// As [`repository`](Self::repository), but every byte comes from the store itself: for checking what is there.
     pub fn repository_as_stored(&self) -> Result<Repository, Failure> {
-        self.repository_on(self.open_store(false, false)?)
+        self.repository_on(self.open_store(false, false)?, &self.globals, Purpose::Open)
     }
 
-    fn repository_on(&self, store: Arc<dyn Store>) -> Result<Repository, Failure> {
+    fn repository_on(
+        &self,
+        store: Arc<dyn Store>,
+        options: &Globals,
+        purpose: Purpose,
+    ) -> Result<Repository, Failure> {
         let access = match Repository::needs_key(&*store)? {
-            true => access::access_key(&self.globals, &self.interrupt, Purpose::Open)?,
+            true => access::access_key(options, &self.interrupt, purpose)?,
             // Whoever gives a key expects an encrypted repository: this one may have been put in its place.
-            false if access::is_given(&self.globals) => {
+            false if access::is_given(options, purpose) => {
+                let to = if purpose == Purpose::OpenDestination { "TO_" } else { "" };
                 return Err(Error::WrongKey {
                     location: store.location().to_owned(),
-                    why: "a key was given, but it is not encrypted. If that is meant, give none \
-                          (unset PENSTOCK_PASSWORD, PENSTOCK_PASSWORD_FILE)"
-                        .into(),
+                    why: format!(
+                        "a key was given, but it is not encrypted. If that is meant, give none \
+                         (unset PENSTOCK_{to}PASSWORD, PENSTOCK_{to}PASSWORD_FILE)"
+                    ),
                 }
                 .into());
             }
@@ -96,5 +104,13 @@ impl Session {
         let result = work(&run);
         display.finish();
         Ok(result?)
+    }
+}
+
+/// The store at `url`. `create` makes a directory that is not there; `cache` allows answers from local disk.
+fn open_store(url: &str, options: &Globals, create: bool, cache: bool) -> Result<Arc<dyn Store>, Failure> {
+    match Place::parse(url)? {
+        Some(place) => options.far.open(place, cache),
+        None => Ok(store::open(url, create)?),
     }
 }

@@ -134,7 +134,7 @@ fn repository(session: &Session) -> Vec<Check> {
 /// As every verb opens it, but without asking: a check-up also runs where nobody answers.
 fn open(session: &Session) -> Result<Repository, Failure> {
     let store = session.store()?;
-    if Repository::needs_key(&*store)? && !access::is_given(&session.globals) {
+    if Repository::needs_key(&*store)? && !access::is_given(&session.globals, access::Purpose::Open) {
         return Err(Failure::usage("it is encrypted and no key was given"));
     }
     session.repository()
