@@ -2,7 +2,7 @@
 
 use crossbeam::channel::{Receiver, Sender};
 
-use super::{Event, Shared};
+use super::{Event, Names, NewOfVolumes, Shared};
 use crate::chunker::{ChunkKeys, Chunker};
 use crate::compress::Compressor;
 use crate::crypto::RepoKeys;
@@ -156,9 +156,9 @@ impl<'a> Worker<'a> {
         batch: &Batch,
         bytes: &[u8],
         packs: &Sender<FinishedPack>,
-    ) -> Result<(Vec<(ChunkId, ChunkId)>, Vec<(u16, Counts)>)> {
-        let mut pairs = Vec::with_capacity(batch.frames.len());
-        let mut counts: Vec<(u16, Counts)> = Vec::new();
+    ) -> Result<(Names, NewOfVolumes)> {
+        let mut pairs = Names::with_capacity(batch.frames.len());
+        let mut counts = NewOfVolumes::new();
         for frame in &batch.frames {
             let from = (u64::from(frame.at.offset) - batch.from()) as usize;
             let stored = &bytes[from..from + frame.at.stored_bytes as usize];

@@ -107,11 +107,16 @@ enum GroupPlan {
     Segments { refs: Vec<NodeRef>, jobs: usize },
 }
 
+/// Ids of chunks: in the source, in the destination.
+type Names = Vec<(ChunkId, ChunkId)>;
+/// What is new, by volume.
+type NewOfVolumes = Vec<(u16, Counts)>;
+
 /// What the assembler is told.
 enum Event {
     Group { volume: u16, group: u64, plan: GroupPlan },
     Window { number: u64, segments: Vec<PlannedSegment>, batches: usize },
-    Decoded { window: u64, pairs: Vec<(ChunkId, ChunkId)>, counts: Vec<(u16, Counts)> },
+    Decoded { window: u64, pairs: Names, counts: NewOfVolumes },
 }
 
 /// What all threads of a run share.

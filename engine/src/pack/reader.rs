@@ -179,6 +179,11 @@ mod tests {
         assert_eq!(read_toc(&store, &keys, &pack).unwrap(), rows);
         assert!(read_toc(&store, &keys, &PackRef { bytes: pack.bytes - 1, ..pack }).unwrap_err().is_damage());
         let mut reader = FrameReader::new().unwrap();
+        // Another repository, into which frames move as they were compressed.
+        let others = RepoKeys::derive(&Zeroizing::new([2; 32]), Cipher::None);
+        let pool = BufPool::new(1, pack_buffer_bytes(1 << 20, 1 << 18));
+        let mut moved =
+            PackBuilder::start(&others, ObjectKind::Data, pool.get_blocking().unwrap(), 1 << 20).unwrap();
         for (row, raw) in rows.iter().zip(&contents) {
             let at = Location {
                 pack,
@@ -192,10 +197,25 @@ mod tests {
             let mut out = vec![0; raw.len()];
             reader.read(&keys, &at, &row.id, &stored, &mut out).unwrap();
             assert_eq!(&out, raw);
+            moved.add_encoded(&[row.id[0] | 0x80; 32], reader.encoded(), row.raw_bytes);
             stored[3] ^= 1;
             let error = reader.read(&keys, &at, &row.id, &stored, &mut out).unwrap_err();
             assert!(error.is_damage() && error.to_string().contains(&object), "{error}");
             assert!(reader.read(&keys, &at, &row.id, &stored[1..], &mut out).unwrap_err().is_damage());
+        }
+        let moved = moved.finish();
+        for ((row, old), raw) in moved.rows.iter().zip(&rows).zip(&contents) {
+            assert_eq!((row.stored_bytes, row.id[0]), (old.stored_bytes, old.id[0] | 0x80));
+            let at = Location {
+                pack: moved.pack,
+                offset: row.offset,
+                stored_bytes: row.stored_bytes,
+                raw_bytes: row.raw_bytes,
+            };
+            let mut out = vec![0; raw.len()];
+            let stored = &moved.buf[row.offset as usize..at.end() as usize];
+            reader.read(&others, &at, &row.id, stored, &mut out).unwrap();
+            assert_eq!(&out, raw);
         }
     }
 }
