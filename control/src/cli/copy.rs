@@ -115,8 +115,10 @@ struct SideReport<'a> {
 
 /// Copies.
 pub fn run(args: &Args, session: &Session) -> Outcome {
-    let source = session.repository()?;
-    let destination = session.destination(&args.to, &destination_options(args, &session.globals))?;
+    let source = session.repository().map_err(|failure| named(failure, session.repo_url()))?;
+    let destination = session
+        .destination(&args.to, &destination_options(args, &session.globals))
+        .map_err(|failure| named(failure, Ok(&args.to)))?;
     if source.location() == destination.location() {
         return Err(Failure::usage(format!("{} is source and destination", source.location())));
     }
@@ -139,6 +141,14 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
     Ok(if damaged.is_empty() { Exit::Done } else { Exit::Damage })
 }
 
+/// Says which of the two repositories a failure is of.
+fn named(failure: Failure, repository: Result<&str, Failure>) -> Failure {
+    match (failure, repository) {
+        (Failure::Engine(error), Ok(location)) => error.in_repository(location).into(),
+        (failure, _) => failure,
+    }
+}
+
 /// The global options as the destination has them: its own where there are such, else those of the source, but never the source's key.
 fn destination_options(args: &Args, globals: &Globals) -> Globals {
     let mut options = globals.clone();
@@ -158,7 +168,8 @@ fn destination_options(args: &Args, globals: &Globals) -> Globals {
 /// The points asked for, and what is damaged among them where they were not named one by one.
 fn chosen(args: &Args, source: &Repository) -> Result<(Vec<RecoveryPoint>, Vec<String>), Failure> {
     if !args.points.is_empty() {
-        let points = args.points.iter().map(|text| source.resolve(text)).collect::<Result<_, _>>()?;
+        let resolve = |text: &String| source.resolve(text).map_err(|e| e.in_repository(source.location()));
+        let points = args.points.iter().map(resolve).collect::<Result<_, _>>()?;
         return Ok((points, Vec::new()));
     }
     let (mut points, mut damaged) = (Vec::new(), Vec::new());
