@@ -44,8 +44,10 @@ pub const COPIED_FROM: &str = "copied_from";
 
 /// Longest request to the source, unless a chunk is longer.
 const BATCH_BYTES: u64 = 4 << 20;
-/// Buffers for what is read, at most: 64 MiB.
-const READ_BUFFERS_MAX: usize = 16;
+/// Buffers for what is read, at most: 48 MiB.
+const READ_BUFFERS_MAX: usize = 12;
+/// Workers at most: each needs a buffer to do anything, and a dozen decode more than a network carries. With more, memory has no bound (276 MiB were measured with 64).
+const WORKERS_MAX: usize = 12;
 /// Ranges fetched at a time at most.
 const FETCHERS_MAX: usize = 8;
 /// Batches planned ahead of the fetchers.
@@ -149,7 +151,7 @@ impl<'a> Shared<'a> {
     ) -> Result<Self> {
         let of_source = source.chunk_params()?.max_bytes();
         let chunk_bytes_max = of_source.max(destination.chunk_params()?.max_bytes());
-        let workers = workers.max(1);
+        let workers = workers.clamp(1, WORKERS_MAX);
         let fetchers = source.store().parallel_gets().clamp(1, FETCHERS_MAX);
         // One frame has to fit, sealed.
         let batch_bytes = BATCH_BYTES.max(u64::from(of_source) + 64);
@@ -189,7 +191,7 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// Copies `points` of `source`, oldest first, with `workers` threads that decode. Points that the destination has already are passed over. A point is published when all of
+/// Copies `points` of `source`, oldest first, with up to `workers` threads that decode (a dozen at most). Points that the destination has already are passed over. A point is published when all of
 /// it is stored; the first error ends the run, and what was published before stays.
 pub fn run(
     source: &Repository,
