@@ -152,7 +152,7 @@ impl<'a> Shared<'a> {
         let of_source = source.chunk_params()?.max_bytes();
         let chunk_bytes_max = of_source.max(destination.chunk_params()?.max_bytes());
         let workers = workers.clamp(1, WORKERS_MAX);
-        let fetchers = source.store().parallel_gets().clamp(1, FETCHERS_MAX);
+        let fetchers = source.store().habits().parallel_gets.clamp(1, FETCHERS_MAX);
         // One frame has to fit, sealed.
         let batch_bytes = BATCH_BYTES.max(u64::from(of_source) + 64);
         let read_buffers = (fetchers + workers + 1).min(READ_BUFFERS_MAX);
@@ -224,7 +224,7 @@ pub fn run(
     }
     source.fresh_index().map_err(in_source)?;
     let claims = Claims::new(destination.fresh_index().map_err(in_destination)?);
-    let lost_packs = match destination.store().lists_cheaply() {
+    let lost_packs = match destination.store().habits().lists_cheaply {
         true => claims.index().exclude_lost_packs().map_err(in_destination)?,
         false => 0,
     };

@@ -245,8 +245,12 @@ impl<'a> Planner<'a> {
             return Ok(());
         }
         let frames = self.shared.of_source(self.locate(wanted))?;
-        let batches =
-            in_batches(self.number, frames, self.shared.source.store().gap_bytes(), self.shared.batch_bytes);
+        let batches = in_batches(
+            self.number,
+            frames,
+            self.shared.source.store().habits().gap_bytes,
+            self.shared.batch_bytes,
+        );
         // First to the assembler: it must know the window before a part of it comes.
         self.send(Event::Window { number: self.number, segments, batches: batches.len() })?;
         self.number += 1;

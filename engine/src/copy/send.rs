@@ -41,9 +41,9 @@ impl OpenPacks {
     pub fn new(destination: &Repository, workers: usize, chunk_bytes_max: usize) -> Self {
         let pack_bytes = destination.config().pack_bytes as usize;
         let buffer_bytes = pack_buffer_bytes(pack_bytes, chunk_bytes_max);
-        let wanted = workers + destination.store().parallel_puts();
+        let wanted = workers + destination.store().habits().parallel_puts;
         let buffers = (PACK_BUFFERS_BYTES / buffer_bytes).clamp(2, wanted.max(2));
-        let writers = destination.store().parallel_puts().clamp(1, buffers.div_ceil(2));
+        let writers = destination.store().habits().parallel_puts.clamp(1, buffers.div_ceil(2));
         let open = (buffers - writers).clamp(1, workers);
         let places = bounded(open);
         for _ in 0..open {
