@@ -229,16 +229,23 @@ impl Repository {
 
     /// All recovery points, oldest first.
     pub fn points(&self) -> Result<Vec<Listed>> {
-        self.point_ids()?
-            .into_iter()
-            .map(|id| match self.read_point(id) {
-                Ok(point) => Ok(Listed::Point(point)),
-                Err(error) if error.is_damage() || matches!(error, Error::NewerVersion { .. }) => {
-                    Ok(Listed::Damaged { id: id.to_string(), error })
+        self.read_points(&self.point_ids()?)
+    }
+
+    /// Reads points that were listed. Those that are gone were forgotten meanwhile, and are left out.
+    pub fn read_points(&self, ids: &[PointId]) -> Result<Vec<Listed>> {
+        let mut points = Vec::with_capacity(ids.len());
+        for id in ids {
+            match self.read_point(*id) {
+                Ok(point) => points.push(Listed::Point(point)),
+                Err(Error::Missing { object, .. }) => tracing::debug!("{object} was forgotten meanwhile"),
+                Err(error @ (Error::Damaged { .. } | Error::NewerVersion { .. })) => {
+                    points.push(Listed::Damaged { id: id.to_string(), error });
                 }
-                Err(error) => Err(error),
-            })
-            .collect()
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(points)
     }
 
     /// Reads one recovery point.
@@ -293,17 +300,45 @@ impl Repository {
     /// The point that `text` means: `latest`, `latest:NAME`, an id, or a unique prefix of one.
     pub fn resolve(&self, text: &str) -> Result<RecoveryPoint> {
         let ids = self.point_ids()?;
-        if text == "latest" || text.starts_with("latest:") {
-            let name = text.strip_prefix("latest:");
-            return self
-                .newest(&ids, name)?
-                .ok_or_else(|| Error::NoSuchPoint { what: self.none_text(text, &ids) });
+        if let Some(name) = latest_name(text) {
+            return self.latest(text, &ids, name);
         }
+        let id = self.find_id(text, &ids)?;
+        self.read_point(id).map_err(|error| match error {
+            Error::Missing { .. } => Error::NoSuchPoint { what: format!("{id} was forgotten a moment ago") },
+            error => error,
+        })
+    }
+
+    /// The ids that `texts` mean, each once, as [`resolve`](Self::resolve) finds them. What is named by its id need not be readable.
+    pub fn resolve_ids(&self, texts: &[String]) -> Result<Vec<PointId>> {
+        let ids = self.point_ids()?;
+        let mut found = Vec::with_capacity(texts.len());
+        for text in texts {
+            found.push(match latest_name(text) {
+                Some(name) => {
+                    let point = self.latest(text, &ids, name)?;
+                    point.point_id().ok_or_else(|| Error::damaged(&point.id, "its id is none"))?
+                }
+                None => self.find_id(text, &ids)?,
+            });
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    fn latest(&self, text: &str, ids: &[PointId], name: Option<&str>) -> Result<RecoveryPoint> {
+        self.newest(ids, name)?.ok_or_else(|| Error::NoSuchPoint { what: self.none_text(text, ids) })
+    }
+
+    /// The one of `ids` that begins with `text`.
+    fn find_id(&self, text: &str, ids: &[PointId]) -> Result<PointId> {
         let text = text.to_ascii_lowercase();
         let found: Vec<&PointId> = ids.iter().filter(|id| id.to_string().starts_with(&text)).collect();
         match found[..] {
-            [id] if text.len() >= PREFIX_CHARS_MIN => self.read_point(*id),
-            [] => Err(Error::NoSuchPoint { what: self.none_text(&text, &ids) }),
+            [id] if text.len() >= PREFIX_CHARS_MIN => Ok(*id),
+            [] => Err(Error::NoSuchPoint { what: self.none_text(&text, ids) }),
             [_] => Err(Error::NoSuchPoint {
                 what: format!("{text} is too short, give at least {PREFIX_CHARS_MIN} characters"),
             }),
@@ -325,6 +360,7 @@ impl Repository {
             match self.read_point(*id) {
                 Ok(point) if name.is_none_or(|name| point.name == name) => return Ok(Some(point)),
                 Ok(_) => {}
+                Err(Error::Missing { object, .. }) => tracing::debug!("{object} was forgotten meanwhile"),
                 Err(error) if error.is_damage() => tracing::warn!("passing over a recovery point: {error}"),
                 Err(error) => return Err(error),
             }
@@ -337,6 +373,14 @@ impl Repository {
             return format!("{asked}; {} holds none yet", self.location());
         }
         format!("{asked}; {} holds {} points, `penstock list` shows them", self.location(), ids.len())
+    }
+}
+
+/// The name after `latest`, if that is what `text` says.
+fn latest_name(text: &str) -> Option<Option<&str>> {
+    match text.strip_prefix("latest")? {
+        "" => Some(None),
+        rest => rest.strip_prefix(':').map(Some),
     }
 }
 
