@@ -89,6 +89,14 @@ fn pipelines_do_not_name_each_other() {
     }
 }
 
+/// What a policy keeps is decided before, and without, any repository.
+#[test]
+fn retention_is_pure() {
+    assert!(!sources("engine/src/retention").is_empty());
+    must_not_name("engine/src/retention", &ABOVE_FORMAT);
+    must_not_name("engine/src/retention", &["forget", "format", "store", "io", "source", "run"]);
+}
+
 #[test]
 fn a_store_moves_opaque_bytes() {
     must_not_name("engine/src/store", &["format", "manifest", "index", "backup", "copy", "restore"]);

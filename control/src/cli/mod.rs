@@ -10,6 +10,7 @@ mod diff;
 mod doctor;
 mod exit;
 mod far;
+mod forget;
 mod host;
 mod init;
 mod interrupt;
@@ -70,6 +71,7 @@ enum Verb {
     Restore(restore::Args),
     Verify(verify::Args),
     Copy(copy::Args),
+    Forget(forget::Args),
     Stats(stats::Args),
     Doctor(doctor::Args),
     Demo(demo::Args),
@@ -88,6 +90,7 @@ impl Verb {
             Verb::Restore(args) => restore::run(args, session),
             Verb::Verify(args) => verify::run(args, session),
             Verb::Copy(args) => copy::run(args, session),
+            Verb::Forget(args) => forget::run(args, session),
             Verb::Stats(args) => stats::run(args, session),
             Verb::Doctor(args) => doctor::run(args, session),
             Verb::Demo(args) => demo::run(args, session),
@@ -105,6 +108,9 @@ impl Verb {
             }
             Verb::Copy(_) => {
                 "interrupted; what was sent is kept and found again by the next run, which continues"
+            }
+            Verb::Forget(_) => {
+                "interrupted; what was not removed yet is as it was: the same command continues"
             }
             Verb::Demo(_) => "interrupted; everything the demo made is removed",
             _ => "interrupted",
@@ -220,6 +226,14 @@ mod tests {
             "penstock copy latest --all --to b",
             "penstock copy --all --name n --to b",
             "penstock copy latest --to b --to-key-file k --to-password-file p",
+            "penstock forget",
+            "penstock forget --dry-run",
+            "penstock forget --name web",
+            "penstock forget latest --keep-last 1",
+            "penstock forget latest --name web",
+            "penstock forget --keep-last -1",
+            "penstock forget --keep-within 14",
+            "penstock forget --keep-last 1 --time-zone Mars/Olympus",
             "penstock",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
