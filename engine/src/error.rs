@@ -112,6 +112,15 @@ pub enum Error {
         /// What, and which values are accepted.
         what: String,
     },
+    /// A writer could not keep its lease: what it relied on may be deleted.
+    #[error(
+        "the lease of this run in {location} is lost: it could not be renewed for half a day, or was removed. What it stored cannot be trusted to be complete; \
+         run the same command again"
+    )]
+    LeaseLost {
+        /// Which repository.
+        location: String,
+    },
     /// The user asked to stop.
     #[error("interrupted")]
     Cancelled,

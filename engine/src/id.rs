@@ -77,6 +77,11 @@ impl ObjectId {
     pub fn at(unix_ms: u64) -> Result<Self> {
         Ok(Self(*PointId::at(unix_ms)?.as_bytes()))
     }
+
+    /// The time that an id made by [`at`](Self::at) begins with.
+    pub fn unix_ms(&self) -> u64 {
+        self.0[..6].iter().fold(0, |ms, byte| ms << 8 | u64::from(*byte))
+    }
 }
 
 impl PointId {

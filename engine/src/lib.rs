@@ -1,6 +1,7 @@
 //! The data path of penstock.
 pub mod backup;
 pub mod chunker;
+mod collection;
 pub mod compress;
 pub mod copy;
 pub mod crypto;
@@ -8,9 +9,11 @@ pub mod diff;
 pub mod error;
 pub mod forget;
 pub mod format;
+pub mod gc;
 pub mod id;
 pub mod index;
 pub mod io;
+pub mod lease;
 pub mod limits;
 pub mod manifest;
 pub mod pack;

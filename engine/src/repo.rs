@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use crate::chunker::{ChunkParams, ChunkerKind};
+use crate::collection::Collection;
 use crate::crypto::RepoKeys;
 use crate::crypto::keys::{MasterKey, random_master_key};
 use crate::crypto::wrap::{AccessKey, unwrap, wrap};
@@ -15,6 +16,7 @@ use crate::format::plain::{self, PLAIN_BYTES_MAX};
 use crate::format::point::{POINT_BYTES_MAX, RecoveryPoint, Root};
 use crate::id::{ObjectId, PointId, random_bytes};
 use crate::index::Index;
+use crate::lease::Lease;
 use crate::limits::{CHUNK_TARGET_BYTES_DEFAULT, PACK_BYTES_DEFAULT};
 use crate::manifest::{NodeReader, TreeReader};
 use crate::sealed;
@@ -22,7 +24,9 @@ use crate::store::{Body, PutOutcome, Requests, Span, Store, reread};
 
 /// Objects worth keeping on local disk where the store is far away: small, immutable, and read by every run. Their names are random, so they never stand for other bytes.
 pub fn cached_prefixes() -> Vec<String> {
-    [ObjectKind::Index, ObjectKind::Meta, ObjectKind::Point].map(|kind| kind.prefix().to_owned()).to_vec()
+    [ObjectKind::Index, ObjectKind::Meta, ObjectKind::Point, ObjectKind::Collection]
+        .map(|kind| kind.prefix().to_owned())
+        .to_vec()
 }
 
 /// Where the bulk of the data is: what a cold storage class may hold. Everything else is read by each run.
@@ -200,10 +204,22 @@ impl Repository {
             return Ok(index.clone());
         }
         let index = Arc::new(Index::load(self.store.clone(), self.keys.clone())?);
+        // After the index: what is moved out of a pack is in an index that is there before the pack goes.
+        index.exclude(self.collection()?.for_readers());
         Ok(slot.insert(index).clone())
     }
 
-    /// The index as it is now, whatever was opened before: what a backup begins with.
+    /// What garbage collection has said so far.
+    pub(crate) fn collection(&self) -> Result<Collection> {
+        Collection::load(self.store.as_ref(), &self.keys)
+    }
+
+    /// Takes a lease for a run that writes.
+    pub(crate) fn lease(&self, purpose: &'static str) -> Result<Lease> {
+        Lease::take(&self.store, &self.keys, purpose)
+    }
+
+    /// The index as it is now, whatever was opened before, with all packs counting: what a writer begins with.
     pub fn fresh_index(&self) -> Result<Arc<Index>> {
         let index = Arc::new(Index::load(self.store.clone(), self.keys.clone())?);
         *self.index.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(index.clone());

@@ -82,7 +82,7 @@ fn the_middle_names_nothing_above_it() {
 /// What runs on an open repository: they share what is below, and know nothing of each other.
 #[test]
 fn pipelines_do_not_name_each_other() {
-    let pipelines = ["backup", "copy", "restore", "verify"];
+    let pipelines = ["backup", "copy", "restore", "verify", "gc"];
     for pipeline in pipelines {
         let others: Vec<&str> = pipelines.into_iter().filter(|other| *other != pipeline).collect();
         must_not_name(&format!("engine/src/{pipeline}"), &others);

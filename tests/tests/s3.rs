@@ -54,9 +54,9 @@ fn nights_of_a_large_disk_cost_few_requests() {
     let none =
         repo.command(&["backup", disk.to_str().unwrap(), "--name", "disk", "--json", "--cache-size", "0"]);
     let none = none.run().ok().json();
-    // config, keys, points and index are listed or read once, whatever the size of the disk
+    // keys, records of collections, points and index are listed once, whatever the size of the disk
     for night in [&first, &warm, &cold, &none] {
-        assert_eq!(requests(night, &["list"]), 3, "{night:#}");
+        assert_eq!(requests(night, &["list"]), 4, "{night:#}");
     }
 
     image::patch_random(&disk, 3 * GIB, 5 * MIB, 77);
@@ -156,7 +156,7 @@ fn mistakes_are_explained() {
     let reader = with(&keys(READER));
     restores(&work, &reader, &point, &disk, "as a reader");
     let output = reader.backup_command(&disk, "disk", &["--no-parent"]).run().expect(&[code::FAILED]);
-    output.says("cannot store").says("AccessDenied").says("request id").says("/points/");
+    output.says("cannot store").says("AccessDenied").says("request id").says("/leases/");
 
     let nowhere = Repo { dir: "s3://no-such-bucket-here/x".into(), ..repo.clone() };
     for verb in [&["init"][..], &["list"]] {

@@ -11,6 +11,7 @@ mod doctor;
 mod exit;
 mod far;
 mod forget;
+mod gc;
 mod host;
 mod init;
 mod interrupt;
@@ -72,6 +73,7 @@ enum Verb {
     Verify(verify::Args),
     Copy(copy::Args),
     Forget(forget::Args),
+    Gc(gc::Args),
     Stats(stats::Args),
     Doctor(doctor::Args),
     Demo(demo::Args),
@@ -91,6 +93,7 @@ impl Verb {
             Verb::Verify(args) => verify::run(args, session),
             Verb::Copy(args) => copy::run(args, session),
             Verb::Forget(args) => forget::run(args, session),
+            Verb::Gc(args) => gc::run(args, session),
             Verb::Stats(args) => stats::run(args, session),
             Verb::Doctor(args) => doctor::run(args, session),
             Verb::Demo(args) => demo::run(args, session),
@@ -112,6 +115,7 @@ impl Verb {
             Verb::Forget(_) => {
                 "interrupted; what was not removed yet is as it was: the same command continues"
             }
+            Verb::Gc(_) => "interrupted; nothing is half done that the next run does not finish",
             Verb::Demo(_) => "interrupted; everything the demo made is removed",
             _ => "interrupted",
         }

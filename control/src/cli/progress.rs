@@ -29,6 +29,8 @@ pub enum Kind {
     Verify,
     /// Repository to repository.
     Copy,
+    /// Looking at all that is needed.
+    Gc,
 }
 
 /// How it is shown.
@@ -283,7 +285,7 @@ fn figures(kind: Kind, sample: &Sample, ended: bool) -> Vec<String> {
             figures.push(format!("read {}", units::size(sample.read)));
             figures.push(format!("sent {}", units::size(sample.stored)));
         }
-        Kind::Verify => {}
+        Kind::Verify | Kind::Gc => {}
     }
     if sample.problems > 0 {
         figures.push(units::plural(sample.problems as u64, "problem"));

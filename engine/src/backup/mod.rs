@@ -16,6 +16,7 @@ mod level;
 mod packer;
 mod plan;
 mod rechunk;
+mod trust;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -255,18 +256,31 @@ pub fn run(
     check(&volumes, options)?;
     let (engine, io_engine_why) = io::choose(options.io_engine)?;
     repo.store().set_io_engine(engine);
+    // The lease before all that this run will rely on, then what is condemned: whoever condemns more sees the lease. docs/CONCURRENCY.md has the argument.
+    let lease = repo.lease("backup")?;
+    let collection = repo.collection()?;
     // The parent before the index: what a point refers to is in every index loaded after it was listed.
     let parent = find_parent(repo, &volumes, options)?;
     let claims = Arc::new(Claims::new(repo.fresh_index()?));
     let mut notes = Vec::new();
-    let lost_packs =
-        if repo.store().habits().lists_cheaply { claims.index().exclude_lost_packs()? } else { 0 };
+    let lost_packs = trust::exclude(repo, &claims, &collection)?;
     if lost_packs > 0 {
         // Neither the parent's chunks nor its manifests can be taken on trust: everything is read, and what is lost is stored again.
         notes.push(format!(
             "{lost_packs} packs of the repository are missing or cut short: everything is read, and what they held is stored again \
              where the source still has it. `penstock verify` says which recovery points are hurt"
         ));
+        volumes.iter_mut().for_each(|volume| volume.changed_extents = None);
+    }
+    let trusted = lost_packs == 0
+        && match &parent {
+            Some(parent) => trust::is_whole(repo, &collection, parent)?,
+            None => true,
+        };
+    if !trusted && lost_packs == 0 {
+        notes.push(
+            "garbage collection is under way, and the parent may lean on packs that it has condemned: everything is read and looked up".into(),
+        );
         volumes.iter_mut().for_each(|volume| volume.changed_extents = None);
     }
     let journal = journal::Journal::open(repo, &volumes, options)?;
@@ -276,7 +290,7 @@ pub fn run(
 
     let shared = Arc::new(share(repo, claims.clone(), options, run)?);
     let described: Vec<DescribedVolume> = volumes.iter().map(DescribedVolume::of).collect();
-    let compared = parent.clone().filter(|_| lost_packs == 0);
+    let compared = parent.clone().filter(|_| trusted);
     let planned = plan::Input { volumes, parent: compared, finished };
     let committed = pipeline(repo, &shared, engine, planned, journal, &described, options);
     let committed = match run.outcome().and(committed) {
@@ -300,12 +314,20 @@ pub fn run(
     if run.is_cancelled() {
         return Err(Error::Cancelled);
     }
+    lease.check()?;
     repo.publish(&point)?;
+    // Should the lease have been taken away in the moment between, the user must know.
+    lease.confirm()?;
     committed.journal.remove();
     let (bottleneck, resumed_bytes) = (bottleneck(&shared), shared.resumed_bytes.load(Ordering::Relaxed));
     let levels = shared.level.used();
     drop(shared); // and with it the pack buffers: a large merge needs memory of its own
-    tidy_index(&claims, run);
+    if lease.check().is_ok() {
+        tidy_index(&claims, run);
+    }
+    if let Err(error) = lease.end() {
+        tracing::warn!("the lease is left behind, `penstock gc` removes it in time: {error}");
+    }
     let mut totals = Counts::default();
     point.volumes.iter().for_each(|v| totals += v.counts);
     Ok(BackupReport {

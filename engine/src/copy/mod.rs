@@ -16,7 +16,7 @@ mod plan;
 mod renamed;
 mod send;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -30,6 +30,7 @@ use crate::format::point::{Counts, RecoveryPoint};
 use crate::id::{ChunkId, PointId, SegmentNo};
 use crate::index::{Claims, Merge};
 use crate::io::{self, BufPool, IoEngineChoice};
+use crate::lease::Lease;
 use crate::pack::pack_buffer_bytes;
 use crate::repo::Repository;
 use crate::run::{Progress, Run};
@@ -206,6 +207,9 @@ pub fn run(
     destination.store().set_io_engine(engine);
     let in_source = |error: Error| error.in_repository(source.location());
     let in_destination = |error: Error| error.in_repository(destination.location());
+    // The lease and what is condemned before all that this run will rely on.
+    let lease = destination.lease("copy").map_err(in_destination)?;
+    let collection = destination.collection().map_err(in_destination)?;
     // Points before the index: what a point refers to is in every index loaded after it was listed.
     let of_source: BTreeSet<PointId> = source.point_ids().map_err(in_source)?.into_iter().collect();
     let mut there: BTreeSet<PointId> = destination.point_ids().map_err(in_destination)?.into_iter().collect();
@@ -224,10 +228,14 @@ pub fn run(
     }
     source.fresh_index().map_err(in_source)?;
     let claims = Claims::new(destination.fresh_index().map_err(in_destination)?);
-    let lost_packs = match destination.store().habits().lists_cheaply {
-        true => claims.index().exclude_lost_packs().map_err(in_destination)?,
-        false => 0,
+    let mut excluded = collection.for_writers();
+    let lost = match destination.store().habits().lists_cheaply {
+        true => claims.index().lost_packs(&excluded.absent).map_err(in_destination)?,
+        false => HashSet::new(),
     };
+    let lost_packs = lost.len();
+    excluded.absent.extend(lost);
+    claims.index().exclude(excluded);
     if lost_packs > 0 {
         report.notes.push(format!(
             "{lost_packs} packs of {} are missing or cut short: nothing is taken from earlier copies, and what is lost is sent again",
@@ -239,18 +247,22 @@ pub fn run(
     let total = sorted.iter().filter(|(id, _)| !there.contains(id)).map(|(_, p)| logical_bytes(p)).sum();
     run.progress.total_bytes.store(total, Ordering::Relaxed);
 
+    let mut copied: BTreeSet<PointId> = BTreeSet::new();
     for (id, point) in sorted {
         if there.contains(&id) {
             report.points.push(already(baseline::existing_copy(destination, point, id)?));
             continue;
         }
-        let both: BTreeSet<PointId> = of_source.intersection(&there).copied().collect();
+        // Of what this run has copied itself it knows what it relies on; earlier copies must not lean on condemned packs.
+        let relied_on = |id: &&PointId| copied.contains(*id) || collection.vouches_for(id);
+        let both: BTreeSet<PointId> = of_source.intersection(&there).filter(relied_on).copied().collect();
         let baseline = match lost_packs {
             0 => baseline::find(source, destination, &both, point)?,
             _ => None,
         };
-        let copied = match copy_point(&shared, PointJob { point: point.clone(), baseline }, id) {
-            Ok(copied) => copied,
+        let result = copy_point(&shared, &lease, PointJob { point: point.clone(), baseline }, id);
+        let done = match result {
+            Ok(done) => done,
             Err(error) => {
                 // What is stored gets into the index, so that the next run finds it.
                 if let Err(flush_error) = shared.claims.flush() {
@@ -260,7 +272,8 @@ pub fn run(
             }
         };
         there.insert(id);
-        report.points.push(copied);
+        copied.insert(id);
+        report.points.push(done);
     }
     let Shared { claims, .. } = shared; // the buffers go: a large merge needs memory of its own
     match claims.index().tidy(Merge::Tiers, &|| run.is_cancelled()) {
@@ -294,7 +307,7 @@ fn already(point: RecoveryPoint) -> CopiedPoint {
     CopiedPoint { point, already_there: true, baseline: None, new: Counts::default(), read_bytes: 0 }
 }
 
-fn copy_point(shared: &Shared<'_>, job: PointJob, id: PointId) -> Result<CopiedPoint> {
+fn copy_point(shared: &Shared<'_>, lease: &Lease, job: PointJob, id: PointId) -> Result<CopiedPoint> {
     let read_before = Progress::get(&shared.run.progress.read_bytes);
     let assembled = pipeline(shared, &job);
     let assembled = shared.run.outcome().and(assembled)?;
@@ -321,7 +334,10 @@ fn copy_point(shared: &Shared<'_>, job: PointJob, id: PointId) -> Result<CopiedP
     let origin = serde_json::to_value(origin)
         .map_err(|e| Error::Invalid { what: format!("cannot be written as JSON: {e}") })?;
     point.other.insert(COPIED_FROM.to_owned(), origin);
-    if shared.of_destination(shared.destination.publish_if_absent(&point))? == PutOutcome::Exists {
+    lease.check()?;
+    let published = shared.of_destination(shared.destination.publish_if_absent(&point))?;
+    lease.confirm()?;
+    if published == PutOutcome::Exists {
         // Another run has copied it meanwhile.
         return Ok(already(baseline::existing_copy(shared.destination, &point, id)?));
     }

@@ -29,6 +29,10 @@ pub enum ObjectKind {
     Config = 5,
     /// A wrapped master key (a plain object).
     Key = 6,
+    /// A writer's lease.
+    Lease = 7,
+    /// A step of a garbage collection.
+    Collection = 8,
 }
 
 impl ObjectKind {
@@ -41,6 +45,8 @@ impl ObjectKind {
             4 => Self::Point,
             5 => Self::Config,
             6 => Self::Key,
+            7 => Self::Lease,
+            8 => Self::Collection,
             _ => return None,
         })
     }
@@ -54,6 +60,8 @@ impl ObjectKind {
             Self::Point => "recovery point",
             Self::Config => "configuration",
             Self::Key => "key slot",
+            Self::Lease => "lease",
+            Self::Collection => "collection record",
         }
     }
 
@@ -66,6 +74,8 @@ impl ObjectKind {
             Self::Point => format!("points/{id_hex}"),
             Self::Config => "config".to_owned(),
             Self::Key => format!("keys/{id_hex}"),
+            Self::Lease => format!("leases/{id_hex}"),
+            Self::Collection => format!("gc/{id_hex}"),
         }
     }
 
@@ -78,6 +88,8 @@ impl ObjectKind {
             Self::Point => "points/",
             Self::Config => "config",
             Self::Key => "keys/",
+            Self::Lease => "leases/",
+            Self::Collection => "gc/",
         }
     }
 }

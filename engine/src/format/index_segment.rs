@@ -64,6 +64,11 @@ pub fn encode_page(rows: &[Row], page: &mut [u8; PAGE_BYTES]) {
 
 /// The row of `id` in a page that holds `rows` rows.
 pub fn find_in_page(page: &[u8], rows: usize, id: &[u8; 32]) -> Option<Row> {
+    find_at_in_page(page, rows, id).map(|(_, row)| row)
+}
+
+/// As [`find_in_page`], with the row's number in the page.
+pub fn find_at_in_page(page: &[u8], rows: usize, id: &[u8; 32]) -> Option<(usize, Row)> {
     let rows = rows.min(PAGE_ROWS);
     let key = |at: usize| &page[at * ROW_BYTES..at * ROW_BYTES + 32];
     let (mut low, mut high) = (0, rows);
@@ -75,7 +80,8 @@ pub fn find_in_page(page: &[u8], rows: usize, id: &[u8; 32]) -> Option<Row> {
             high = middle;
         }
     }
-    (low < rows && key(low) == &id[..]).then(|| Row::get(&page[low * ROW_BYTES..(low + 1) * ROW_BYTES]))
+    (low < rows && key(low) == &id[..])
+        .then(|| (low, Row::get(&page[low * ROW_BYTES..(low + 1) * ROW_BYTES])))
 }
 
 /// Appends all rows of a page to `rows`, checking that they ascend.

@@ -2,6 +2,7 @@
 //! Decoders take hostile bytes: they return an error that names the object and the field, and allocate nothing they have not checked.
 
 pub mod bytes;
+pub mod collection;
 pub mod config;
 pub mod header;
 pub mod index_segment;

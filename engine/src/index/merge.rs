@@ -3,11 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::rows::MergedRows;
+use super::rows::{MergedRows, Standing};
 use super::runs::{RUN_NAME_BYTES, Run, Runs, part_id};
 use super::segment::Segment;
 use super::writer::SegmentWriter;
-use super::{Index, plan, taken};
+use super::{Excluded, Index, plan, taken};
 use crate::error::{Error, Result};
 use crate::format::header::ObjectKind;
 use crate::format::index_segment::{PackRef, Row};
@@ -39,13 +39,22 @@ pub enum Merge {
     Tiers,
     /// All runs into one.
     All,
+    /// All runs into one, and also one that is alone: to drop rows of packs that are gone.
+    Rewrite,
 }
 
-/// True if a row points to a pack that is lost.
-pub fn is_refused(excluded: Option<&HashSet<ObjectId>>, row: &Row, segment: &Segment) -> bool {
-    excluded.is_some_and(|excluded| {
-        segment.packs().get(row.pack_no as usize).is_some_and(|pack| excluded.contains(&pack.id))
-    })
+/// What a row is worth, given the packs that do not count.
+pub fn standing(excluded: Option<&Excluded>, row: &Row, segment: &Segment) -> Standing {
+    let Some((excluded, pack)) = excluded.zip(segment.packs().get(row.pack_no as usize)) else {
+        return Standing::Sound;
+    };
+    if excluded.gone.contains(&pack.id) {
+        Standing::Gone
+    } else if excluded.absent.contains(&pack.id) {
+        Standing::Refused
+    } else {
+        Standing::Sound
+    }
 }
 
 impl Index {
@@ -86,8 +95,8 @@ impl Index {
         let inputs = &all.runs()[range.clone()];
         let name = name_between(inputs, all.runs().get(range.end))?;
         let superseded = superseded(inputs, all.listed());
-        let (packs, numbers) = pack_table(inputs);
         let excluded = self.excluded.get();
+        let (packs, numbers) = pack_table(inputs, excluded);
         let mut rows = MergedRows::new(self.store.as_ref(), inputs)?;
         let mut done = Tidied { merged: inputs.len(), ..Tidied::default() };
         loop {
@@ -102,7 +111,7 @@ impl Index {
                     if count % STOP_ROWS == 0 && stop() {
                         return Err(Error::Cancelled);
                     }
-                    let next = rows.next(&|row, segment| is_refused(excluded, row, segment))?;
+                    let next = rows.next(&|row, segment| standing(excluded, row, segment))?;
                     let Some(found) = next else { break };
                     // Checks that the row is sound, so that a merge never passes on what it could not answer for.
                     rows.segment(&found).location(&found.row)?;
@@ -129,6 +138,7 @@ fn choose(how: Merge, runs: &Runs) -> Option<std::ops::Range<usize>> {
     match how {
         Merge::Tiers => plan::choose(&runs.runs().iter().map(Run::rows).collect::<Vec<_>>()),
         Merge::All => (runs.runs().len() > 1).then_some(0..runs.runs().len()),
+        Merge::Rewrite => (!runs.runs().is_empty()).then_some(0..runs.runs().len()),
     }
 }
 
@@ -160,8 +170,8 @@ fn superseded(inputs: &[Run], listed: &HashSet<ObjectId>) -> Vec<ObjectId> {
 /// For each part of a run, the new numbers of its packs.
 type PartNumbers = Vec<Arc<[u32]>>;
 
-/// The packs of all inputs, each once, and for each part of each input the new numbers of its packs.
-fn pack_table(inputs: &[Run]) -> (Vec<PackRef>, Vec<PartNumbers>) {
+/// The packs of all inputs that are not gone, each once, and for each part of each input the new numbers of its packs.
+fn pack_table(inputs: &[Run], excluded: Option<&Excluded>) -> (Vec<PackRef>, Vec<PartNumbers>) {
     let mut packs: Vec<PackRef> = Vec::new();
     let mut places: HashMap<ObjectId, u32> = HashMap::new();
     let mut numbers = Vec::with_capacity(inputs.len());
@@ -173,6 +183,9 @@ fn pack_table(inputs: &[Run]) -> (Vec<PackRef>, Vec<PartNumbers>) {
                 continue;
             }
             let number = |pack: &PackRef| {
+                if excluded.is_some_and(|excluded| excluded.gone.contains(&pack.id)) {
+                    return u32::MAX; // none of its rows is kept
+                }
                 *places.entry(pack.id).or_insert_with(|| {
                     packs.push(*pack);
                     packs.len() as u32 - 1

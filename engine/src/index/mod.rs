@@ -3,6 +3,7 @@
 mod claims;
 mod fences;
 mod load;
+mod marks;
 mod merge;
 mod nearby;
 mod pending;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 pub use claims::Claims;
+pub use marks::{Marked, Marks};
 pub use merge::{Merge, Tidied};
 pub use pending::Pending;
 pub use segment::{PageCache, Segment};
@@ -43,6 +45,15 @@ const LIST_FRESH: Duration = Duration::from_secs(1);
 /// Times that a lookup starts again because the segments it asked were merged and deleted.
 const TRIES: usize = 8;
 
+/// Packs that do not count, although rows point to them.
+#[derive(Clone, Debug, Default)]
+pub struct Excluded {
+    /// What is in them counts as absent; includes `gone`.
+    pub absent: HashSet<ObjectId>,
+    /// Garbage collection has decided to delete them: merges drop their rows.
+    pub gone: HashSet<ObjectId>,
+}
+
 /// The index of an open repository. Lookups may run on any number of threads.
 pub struct Index {
     store: Arc<dyn Store>,
@@ -56,8 +67,8 @@ pub struct Index {
     /// Rows of one part of a merge.
     part_rows: u64,
     nearby: Nearby,
-    /// Packs that are known to be gone or cut short: what is in them counts as absent.
-    excluded: OnceLock<HashSet<ObjectId>>,
+    /// Packs that do not count.
+    excluded: OnceLock<Excluded>,
 }
 
 impl Index {
@@ -134,7 +145,7 @@ impl Index {
     }
 
     fn is_excluded(&self, location: &Location) -> bool {
-        self.excluded.get().is_some_and(|excluded| excluded.contains(&location.pack.id))
+        self.excluded.get().is_some_and(|excluded| excluded.absent.contains(&location.pack.id))
     }
 
     /// Like [`find`](Self::find), but an id that is nowhere is damage.
@@ -191,9 +202,26 @@ impl Index {
         Ok(changed)
     }
 
-    /// Finds out which packs are gone or shorter than they should be, and treats what is in them as absent from now on, so that a backup stores it again. Asks the store for
-    /// one listing per kind: for stores where that costs next to nothing.
-    pub fn exclude_lost_packs(&self) -> Result<usize> {
+    /// Treats packs as absent from now on, so that a backup stores again what is in them. For the first call only; a second one changes nothing.
+    pub fn exclude(&self, excluded: Excluded) {
+        if !excluded.absent.is_empty() {
+            let _ = self.excluded.set(excluded);
+        }
+    }
+
+    /// True if segments are there that a merge has superseded.
+    pub fn has_superseded(&self) -> bool {
+        !self.superseded.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).is_empty()
+    }
+
+    /// Packs that [`exclude`](Self::exclude) named.
+    pub fn absent(&self) -> impl Iterator<Item = ObjectId> {
+        self.excluded.get().into_iter().flat_map(|excluded| excluded.absent.iter().copied())
+    }
+
+    /// Which packs are gone or shorter than they should be, of those that are not `known` to be absent. Asks the store for one listing per kind: for stores where that costs
+    /// next to nothing.
+    pub fn lost_packs(&self, known: &HashSet<ObjectId>) -> Result<HashSet<ObjectId>> {
         let mut there = HashMap::new();
         for kind in [ObjectKind::Data, ObjectKind::Meta] {
             self.store.list(kind.prefix(), &mut |key, bytes| {
@@ -202,13 +230,8 @@ impl Index {
             })?;
         }
         let whole = |pack: &PackRef| there.get(&pack.id).is_some_and(|bytes| *bytes >= u64::from(pack.bytes));
-        let lost: HashSet<ObjectId> =
-            self.packs().into_iter().filter(|pack| !whole(pack)).map(|pack| pack.id).collect();
-        let count = lost.len();
-        if count > 0 {
-            let _ = self.excluded.set(lost);
-        }
-        Ok(count)
+        let lost = self.packs().into_iter().filter(|pack| !known.contains(&pack.id) && !whole(pack));
+        Ok(lost.map(|pack| pack.id).collect())
     }
 
     /// Publishes a segment with these rows and answers from it from now on.
@@ -228,8 +251,8 @@ impl Index {
 
     /// The time that a new segment is named after: behind all that are known here, whatever the clock says.
     fn next_ms(&self) -> u64 {
-        let newest = self.lock_runs().listed().iter().max().map_or(0, |id| unix_ms_of(*id));
-        unix_ms_now().max(newest + 1)
+        let newest = self.lock_runs().listed().iter().max().map_or(0, ObjectId::unix_ms);
+        crate::run::unix_ms_now().max(newest + 1)
     }
 
     fn lock_runs(&self) -> std::sync::RwLockReadGuard<'_, Arc<Runs>> {
@@ -267,7 +290,7 @@ impl Index {
     ) -> Result<()> {
         let excluded = self.excluded.get();
         let mut rows = MergedRows::new(self.store.as_ref(), runs.runs())?;
-        while let Some(found) = rows.next(&|row, segment| merge::is_refused(excluded, row, segment))? {
+        while let Some(found) = rows.next(&|row, segment| merge::standing(excluded, row, segment))? {
             if last.is_none_or(|last| last < found.row.id) {
                 each(&found.row.id, rows.segment(&found).location(&found.row)?)?;
                 *last = Some(found.row.id);
@@ -276,8 +299,17 @@ impl Index {
         Ok(())
     }
 
-    /// All packs that segments know, each once.
+    /// All packs that segments know and that are not gone, each once.
     pub fn packs(&self) -> Vec<PackRef> {
+        let mut packs = self.packs_named();
+        if let Some(excluded) = self.excluded.get() {
+            packs.retain(|pack| !excluded.gone.contains(&pack.id));
+        }
+        packs
+    }
+
+    /// All packs that segments name, each once.
+    pub fn packs_named(&self) -> Vec<PackRef> {
         let runs = Arc::clone(&self.lock_runs());
         runs.packs()
     }
@@ -285,16 +317,6 @@ impl Index {
 
 fn taken(object: &str) -> Error {
     Error::damaged(object, "a random name that was taken: the random source repeats itself")
-}
-
-fn unix_ms_of(id: ObjectId) -> u64 {
-    id.as_bytes()[..6].iter().fold(0, |ms, byte| ms << 8 | u64::from(*byte))
-}
-
-fn unix_ms_now() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]

@@ -76,6 +76,17 @@ impl RunRows {
     }
 }
 
+/// What a row is worth.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It counts.
+    Sound,
+    /// It counts if its id has no better one.
+    Refused,
+    /// It does not count.
+    Gone,
+}
+
 /// A row, and who has it.
 #[derive(Clone, Copy)]
 pub struct Found {
@@ -112,25 +123,25 @@ impl<'s> MergedRows<'s> {
         Ok(merged)
     }
 
-    /// The next id's row, if there is one left. Of several rows of the id it is the newest that is not `refused`, or else the newest.
-    pub fn next(&mut self, refused: &dyn Fn(&Row, &Segment) -> bool) -> Result<Option<Found>> {
-        let mut chosen: Option<Found> = None;
-        let mut sound = false;
+    /// The row of the next id that has one that counts. Of several it is the newest sound one, or else the newest refused one.
+    pub fn next(&mut self, standing: &dyn Fn(&Row, &Segment) -> Standing) -> Result<Option<Found>> {
+        let mut chosen: Option<(Found, Standing)> = None;
         while let Some(Reverse((_, Reverse(run)))) = self.heap.peek().copied() {
             let Some(row) = self.runs[run].current().copied() else { break };
-            if chosen.is_some_and(|chosen| chosen.row.id != row.id) {
+            if chosen.is_some_and(|(chosen, _)| chosen.row.id != row.id) {
                 break;
             }
             let found = Found { row, run, part: self.runs[run].part };
-            if !sound {
-                sound = !refused(&row, self.segment(&found));
-                if sound || chosen.is_none() {
-                    chosen = Some(found);
+            if chosen.is_none_or(|(_, of_chosen)| of_chosen != Standing::Sound) {
+                match standing(&row, self.segment(&found)) {
+                    Standing::Gone => {}
+                    Standing::Refused if chosen.is_some() => {}
+                    worth => chosen = Some((found, worth)),
                 }
             }
             self.step()?;
         }
-        Ok(chosen)
+        Ok(chosen.map(|(found, _)| found))
     }
 
     /// The segment that has a row.

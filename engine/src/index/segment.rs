@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::format::header::{HEADER_BYTES, Header, ObjectKind, TRAILER_BYTES, Trailer};
 use crate::format::index_segment::{
     PAGE_BYTES, PAGE_ROWS, PAGE_STORED_BYTES, PAGES_OFFSET, PackRef, Row, decode_page, fence_key, filter_key,
-    find_in_page,
+    find_at_in_page,
 };
 use crate::format::index_tail::TailView;
 use crate::id::ObjectId;
@@ -179,11 +179,21 @@ impl Segment {
 
     /// Where `id` is, if this segment knows it.
     pub fn find(&self, store: &dyn Store, pages: &PageCache, id: &[u8; 32]) -> Result<Option<Location>> {
+        Ok(self.find_row(store, pages, id)?.map(|(_, location)| location))
+    }
+
+    /// As [`find`](Self::find), with the number of the row.
+    pub fn find_row(
+        &self,
+        store: &dyn Store,
+        pages: &PageCache,
+        id: &[u8; 32],
+    ) -> Result<Option<(u64, Location)>> {
         for page in self.fences.pages_for(fence_key(id)) {
             let rows = self.rows_in_page(page);
             let key = (self.id, page as u32);
             let hash = self.hash_of(page);
-            let kept = || pages.get(hash, &key, |plain| find_in_page(&plain[..], rows, id));
+            let kept = || pages.get(hash, &key, |plain| find_at_in_page(&plain[..], rows, id));
             let found = match kept().or_else(|| self.warm(store, pages).then(kept).flatten()) {
                 Some(found) => found,
                 None => {
@@ -192,12 +202,12 @@ impl Segment {
                         self.fetch_pages(store, page, &mut stored)?;
                         let plain = self.open_page(page, &mut stored)?;
                         keep(pages, hash, key, plain);
-                        Ok(find_in_page(plain, rows, id))
+                        Ok(find_at_in_page(plain, rows, id))
                     })?
                 }
             };
-            if let Some(row) = found {
-                return self.location(&row).map(Some);
+            if let Some((at, row)) = found {
+                return Ok(Some(((page * PAGE_ROWS + at) as u64, self.location(&row)?)));
             }
         }
         Ok(None)
