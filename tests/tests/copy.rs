@@ -360,13 +360,13 @@ fn to_a_bucket_and_back() {
     image::dense(&source, 64 * MIB, 1);
     from.backup(&source, "host", &[]);
     let sent = copy(&from, &bucket, &["--all"]);
-    assert!(puts(&sent) < 12, "{sent:#}");
+    assert!(puts(&sent) < 13, "{sent:#}");
     assert!(sent["destination"]["request_usd"].as_f64().is_some_and(|usd| usd > 0.0), "{sent:#}");
     assert!(sent["source"]["request_usd"].is_null(), "{sent:#}");
     image::patch_random(&source, 20 * MIB, 100_000, 2);
     let id = from.backup_id(&source, "host");
     let next = copy(&from, &bucket, &["--all"]);
-    assert!(json::u64(&next, "stored_bytes") < 2 * MIB && puts(&next) < 6, "{next:#}");
+    assert!(json::u64(&next, "stored_bytes") < 2 * MIB && puts(&next) < 7, "{next:#}");
     let idle = copy(&from, &bucket, &["--all"]);
     assert_eq!(puts(&idle), 0, "{idle:#}");
     bucket.verify_is_clean();

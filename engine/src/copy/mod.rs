@@ -207,9 +207,6 @@ pub fn run(
     destination.store().set_io_engine(engine);
     let in_source = |error: Error| error.in_repository(source.location());
     let in_destination = |error: Error| error.in_repository(destination.location());
-    // The lease and what is condemned before all that this run will rely on.
-    let lease = destination.lease("copy").map_err(in_destination)?;
-    let collection = destination.collection().map_err(in_destination)?;
     // Points before the index: what a point refers to is in every index loaded after it was listed.
     let of_source: BTreeSet<PointId> = source.point_ids().map_err(in_source)?.into_iter().collect();
     let mut there: BTreeSet<PointId> = destination.point_ids().map_err(in_destination)?.into_iter().collect();
@@ -226,6 +223,10 @@ pub fn run(
         report.duration_ms = started.elapsed().as_millis() as u64;
         return Ok(report);
     }
+    // There is something to do. The lease and what is condemned come before all that this run will rely on, so the points there are listed again.
+    let lease = destination.lease("copy").map_err(in_destination)?;
+    let collection = destination.collection().map_err(in_destination)?;
+    there = destination.point_ids().map_err(in_destination)?.into_iter().collect();
     source.fresh_index().map_err(in_source)?;
     let claims = Claims::new(destination.fresh_index().map_err(in_destination)?);
     let mut excluded = collection.for_writers();
