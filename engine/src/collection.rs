@@ -95,9 +95,13 @@ impl Collection {
         Excluded { absent, gone: self.gone() }
     }
 
-    /// True if nothing that the point needs can be in a condemned pack.
+    /// True if nothing that the point needs can be in a condemned pack: each round has looked at it, and none can have counted on a pack that another one condemned.
     pub fn vouches_for(&self, point: &PointId) -> bool {
+        let in_sight = |one: &Round, other: &Round| one.condemned.knows.contains(&other.id.to_string());
         self.rounds.iter().all(|round| round.condemned.points.contains(point))
+            && self.rounds.iter().enumerate().all(|(at, one)| {
+                self.rounds[..at].iter().all(|other| in_sight(one, other) || in_sight(other, one))
+            })
     }
 }
 
@@ -153,4 +157,33 @@ pub fn put_json<T: serde::Serialize>(
     let packed = zstd::bulk::compress(&json, 3).map_err(|e| unwritable(&e))?;
     let bytes = sealed::encode(keys, kind, *name.as_bytes(), &packed)?;
     store.put_new(&kind.key(&name.to_string()), Body::Bytes(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(at_ms: u64, knows: &[&Round], points: &[PointId]) -> Round {
+        let id = stage_name(ObjectId::at(at_ms).unwrap(), Stage::Condemned);
+        let condemned = Condemned {
+            knows: knows.iter().map(|round| round.id.to_string()).collect(),
+            points: points.to_vec(),
+            ..Condemned::default()
+        };
+        Round { id, condemned, fence: None }
+    }
+
+    #[test]
+    fn a_point_is_vouched_for_by_rounds_that_saw_it_and_each_other() {
+        let (one, other) = (PointId::at(1).unwrap(), PointId::at(2).unwrap());
+        let mut collection = Collection::default();
+        assert!(collection.vouches_for(&one));
+        let first = round(10, &[], &[one]);
+        let second = round(20, &[&first], &[one, other]);
+        let unaware = round(15, &[], &[one, other]);
+        collection.rounds = vec![first.clone(), second];
+        assert!(collection.vouches_for(&one) && !collection.vouches_for(&other));
+        collection.rounds = vec![first, unaware];
+        assert!(!collection.vouches_for(&one), "each may have counted on what the other condemned");
+    }
 }

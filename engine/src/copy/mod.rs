@@ -227,7 +227,8 @@ pub fn run(
     let lease = destination.lease("copy").map_err(in_destination)?;
     let collection = destination.collection().map_err(in_destination)?;
     there = destination.point_ids().map_err(in_destination)?.into_iter().collect();
-    source.fresh_index().map_err(in_source)?;
+    let of_source_now = source.fresh_index().map_err(in_source)?;
+    of_source_now.exclude(source.collection().map_err(in_source)?.for_readers());
     let claims = Claims::new(destination.fresh_index().map_err(in_destination)?);
     let mut excluded = collection.for_writers();
     let lost = match destination.store().habits().lists_cheaply {

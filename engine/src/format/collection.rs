@@ -134,6 +134,8 @@ pub struct Condemned {
     pub packs: Vec<Pack>,
     /// Packs that seemed needless while writers were under way, who may have just stored them.
     pub candidates: Vec<Pack>,
+    /// Rounds that the collector knew and that were not decided: what it took as elsewhere is not in their packs.
+    pub knows: Vec<String>,
     /// The recovery points that were looked at: none of them needs a pack in `packs`.
     #[serde(with = "points_hex")]
     pub points: Vec<PointId>,
@@ -209,6 +211,7 @@ mod tests {
             id: id.to_string(),
             packs: vec![Pack { kind: ObjectKind::Data, id }, Pack { kind: ObjectKind::Meta, id }],
             candidates: Vec::new(),
+            knows: vec![id.to_string()],
             points: vec![PointId::at(3).unwrap()],
         };
         let json = serde_json::to_vec(&record).unwrap();

@@ -190,12 +190,10 @@ impl Pass<'_> {
 
         let mut spoken_for = gone;
         spoken_for.extend(collection.condemned());
-        let condemned =
-            self.condemn(&index, &uses, &present, &spoken_for, &points, |pack| match writers.is_empty() {
-                true => true,
-                false => known_candidates.contains(&pack),
-            })?;
-        self.rewrite_index(&index, &uses)?;
+        let condemned = self.condemn(&index, &uses, &present, &collection, &spoken_for, &points, |pack| {
+            writers.is_empty() || known_candidates.contains(&pack)
+        })?;
+        self.rewrite_index(&uses)?;
         Ok(condemned)
     }
 
@@ -364,17 +362,20 @@ impl Pass<'_> {
         Ok(())
     }
 
+    #[allow(clippy::too_many_arguments)]
     /// Condemns what nothing needs, and packs of which little is needed after moving that. `may` says which of the needless ones cannot be those of a writer under way.
     fn condemn(
         &mut self,
         index: &Arc<Index>,
         uses: &Uses,
         present: &Present,
+        collection: &Collection,
         spoken_for: &HashSet<ObjectId>,
         points: &[PointId],
         may: impl Fn(Pack) -> bool,
     ) -> Result<bool> {
-        let mut record = Condemned { points: points.to_vec(), ..Condemned::default() };
+        let knows = collection.rounds.iter().map(|round| round.id.to_string()).collect();
+        let mut record = Condemned { points: points.to_vec(), knows, ..Condemned::default() };
         let mut to_move: Vec<(Pack, Use, u64)> = Vec::new();
         present.each(|pack, bytes| {
             if spoken_for.contains(&pack.id) {
@@ -440,11 +441,15 @@ impl Pass<'_> {
     }
 
     /// Writes the index anew if many of its rows are of deleted packs.
-    fn rewrite_index(&self, index: &Index, uses: &Uses) -> Result<()> {
+    fn rewrite_index(&self, uses: &Uses) -> Result<()> {
         if self.lease.is_none() || uses.gone_rows == 0 || uses.gone_rows * GONE_ROWS < uses.rows {
             return Ok(());
         }
         self.stop()?;
+        // As a writer does it: of two rows of a content the one in a condemned pack must not be the one that stays.
+        let collection = self.repo.collection()?;
+        let index = self.repo.fresh_index()?;
+        index.exclude(collection.for_writers());
         let done = index.tidy(Merge::Rewrite, &|| self.run.is_cancelled())?;
         tracing::debug!(?done, "rows of deleted packs were dropped from the index");
         Ok(())
