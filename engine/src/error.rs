@@ -84,6 +84,14 @@ pub enum Error {
         /// Who refers to it.
         needed_by: String,
     },
+    /// The object is in an archive class: it has to be thawed before it can be read.
+    #[error(
+        "{object} is archived and cannot be read before it is thawed: `penstock restore --thaw` asks for that"
+    )]
+    Archived {
+        /// The URL of the object.
+        object: String,
+    },
     /// A recovery point or volume of that name does not exist, or the name is ambiguous.
     #[error("no such recovery point: {what}")]
     NoSuchPoint {

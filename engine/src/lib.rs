@@ -1,6 +1,7 @@
 //! The data path of penstock.
 pub mod backup;
 pub mod chunker;
+pub mod cold;
 mod collection;
 pub mod compress;
 pub mod copy;
@@ -15,6 +16,7 @@ pub mod index;
 pub mod io;
 pub mod lease;
 pub mod limits;
+pub mod lock;
 pub mod manifest;
 pub mod pack;
 pub mod repo;

@@ -34,6 +34,11 @@ pub fn bulk_prefix() -> &'static str {
     ObjectKind::Data.prefix()
 }
 
+/// Objects that are replaced or removed before long: locking them would protect nothing and keep them around.
+pub fn short_lived_prefixes() -> Vec<String> {
+    ["leases/", "gc/"].map(str::to_owned).to_vec()
+}
+
 /// Fewest characters of a recovery point's id that are accepted as a prefix.
 const PREFIX_CHARS_MIN: usize = 4;
 /// Ids named when a prefix is ambiguous.

@@ -115,7 +115,7 @@ struct SideReport<'a> {
 
 /// Copies.
 pub fn run(args: &Args, session: &Session) -> Outcome {
-    let source = session.repository().map_err(|failure| named(failure, session.repo_url()))?;
+    let source = session.source().map_err(|failure| named(failure, session.repo_url()))?;
     let destination = session
         .destination(&args.to, &destination_options(args, &session.globals))
         .map_err(|failure| named(failure, Ok(&args.to)))?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use clap::{Args, ValueEnum};
 use penstock_engine::repo;
+use penstock_engine::store::custody::{LockMode, ObjectLock};
 use penstock_engine::store::object::{
     self, ChecksumKind, ObjectOptions, Patience, Place, Runtime, ServerSide, Service,
 };
@@ -70,16 +71,32 @@ pub struct Far {
     )]
     pub s3_addressing: Option<Addressing>,
 
-    /// Storage class of data packs; everything else stays in the default class
+    /// Storage class of data packs, as GLACIER_IR, GLACIER, DEEP_ARCHIVE; everything else stays in the default class
     #[arg(
         long,
+        alias = "s3-storage-class",
         global = true,
-        env = "PENSTOCK_S3_STORAGE_CLASS",
+        env = "PENSTOCK_DATA_CLASS",
         hide_env_values = true,
         hide_short_help = true,
         value_name = "CLASS"
     )]
-    pub s3_storage_class: Option<String>,
+    pub data_class: Option<String>,
+
+    /// Lock what is written for so many days: nobody can delete it before (S3 Object Lock)
+    #[arg(long, global = true, env = "PENSTOCK_OBJECT_LOCK", hide_env_values = true, hide_short_help = true, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub object_lock: Option<u32>,
+
+    /// Who may lift a lock [default: governance]
+    #[arg(
+        long,
+        global = true,
+        env = "PENSTOCK_OBJECT_LOCK_MODE",
+        hide_env_values = true,
+        hide_short_help = true,
+        value_enum
+    )]
+    pub object_lock_mode: Option<LockModeArg>,
 
     /// Encryption by the service, on top of this program's: AES256, kms:KEY-ID, or customer:FILE (a key of 32 bytes)
     #[arg(long, global = true, env = "PENSTOCK_S3_SSE", hide_env_values = true, hide_short_help = true, value_name = "HOW", value_parser = parse_sse)]
@@ -172,6 +189,15 @@ pub enum Addressing {
     Virtual,
 }
 
+/// `--object-lock-mode`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum LockModeArg {
+    /// Whoever has s3:BypassGovernanceRetention
+    Governance,
+    /// Nobody, not even the account's owner
+    Compliance,
+}
+
 /// `--s3-checksum`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Checksum {
@@ -208,6 +234,7 @@ impl Far {
     pub fn open(&self, place: Place, cache: bool) -> Result<Arc<dyn Store>, Failure> {
         let runtime = Runtime::start()?;
         let mut options = self.options()?;
+        options.storage_class = self.class_at(place.service)?;
         if place.service == Service::S3 {
             let aws = credentials::load(&runtime, self.s3_profile.as_deref());
             let of_s3 = std::env::var("AWS_ENDPOINT_URL_S3").ok().filter(|url| !url.is_empty());
@@ -215,7 +242,9 @@ impl Far {
             options.region = options.region.or(aws.region);
             options.aws = Some(aws.access);
         }
-        let store: Arc<dyn Store> = Arc::new(object::open(place, options, runtime)?);
+        let store = object::open(place, options, runtime)?;
+        store.check_lock()?;
+        let store: Arc<dyn Store> = Arc::new(store);
         if !cache || self.cache_size == Some(0) {
             return Ok(store);
         }
@@ -237,6 +266,45 @@ impl Far {
         Ok(CacheOptions { dir, bytes_max, prefixes: repo::cached_prefixes() })
     }
 
+    /// As `PENSTOCK_OBJECT_LOCK` or the option says.
+    fn lock(&self) -> Result<Option<ObjectLock>, Failure> {
+        let Some(days) = self.object_lock else { return Ok(None) };
+        if self.s3_checksum == Some(Checksum::Off) {
+            return Err(Failure::usage(
+                "--object-lock: S3 locks only what comes with a checksum, so not with --s3-checksum off",
+            ));
+        }
+        let mode = match self.object_lock_mode {
+            None | Some(LockModeArg::Governance) => LockMode::Governance,
+            Some(LockModeArg::Compliance) => LockMode::Compliance,
+        };
+        Ok(Some(ObjectLock { mode, period: Duration::from_secs(u64::from(days) * 86_400) }))
+    }
+
+    /// The class of data packs as the service calls it. Classes of S3 that are not known here are handed on: services that speak like it have their own.
+    fn class_at(&self, service: Service) -> Result<Option<String>, Failure> {
+        let of_old = || std::env::var("PENSTOCK_S3_STORAGE_CLASS").ok().filter(|class| !class.is_empty());
+        let Some(class) = self.data_class.clone().or_else(of_old) else { return Ok(None) };
+        let upper = class.to_ascii_uppercase().replace('-', "_");
+        let refused =
+            |known: &str| Err(Failure::usage(format!("--data-class {class}: here there is {known}")));
+        match service {
+            Service::S3 => Ok(Some(upper)),
+            Service::Gcs => match upper.as_str() {
+                "STANDARD" | "NEARLINE" | "COLDLINE" | "ARCHIVE" => Ok(Some(upper)),
+                _ => refused("STANDARD, NEARLINE, COLDLINE and ARCHIVE, all of which can be read at once"),
+            },
+            Service::Azure => match upper.as_str() {
+                "HOT" => Ok(Some("Hot".into())),
+                "COOL" => Ok(Some("Cool".into())),
+                "COLD" => Ok(Some("Cold".into())),
+                _ => refused(
+                    "Hot, Cool and Cold; Archive is not supported, since this program cannot rehydrate blobs",
+                ),
+            },
+        }
+    }
+
     fn options(&self) -> Result<ObjectOptions, Failure> {
         let patience = Patience::default();
         let seconds = |given: Option<u64>, default| given.map_or(default, Duration::from_secs);
@@ -249,8 +317,10 @@ impl Far {
             endpoint: self.s3_endpoint.clone(),
             region: self.s3_region.clone(),
             path_style: self.s3_addressing.map(|how| how == Addressing::Path),
-            storage_class: self.s3_storage_class.clone(),
+            storage_class: None,
             storage_class_prefix: repo::bulk_prefix().into(),
+            lock: self.lock()?,
+            lock_exempt: repo::short_lived_prefixes(),
             server_side: match &self.s3_sse {
                 None => ServerSide::Bucket,
                 Some(Sse::S3) => ServerSide::S3,
@@ -303,6 +373,25 @@ mod tests {
         {
             assert_eq!(base64(bytes.as_bytes()), text);
         }
+    }
+
+    #[test]
+    fn classes_are_those_of_the_service() {
+        let class = |text: &str, service| {
+            Far { data_class: Some(text.into()), ..Far::default() }.class_at(service).ok().flatten()
+        };
+        assert_eq!(class("glacier-ir", Service::S3).as_deref(), Some("GLACIER_IR"));
+        assert_eq!(class("cool", Service::Azure).as_deref(), Some("Cool"));
+        assert_eq!(class("Archive", Service::Gcs).as_deref(), Some("ARCHIVE"));
+        assert_eq!(class("Archive", Service::Azure), None);
+        assert_eq!(class("GLACIER", Service::Gcs), None);
+    }
+
+    #[test]
+    fn locks_need_checksums() {
+        let far = Far { object_lock: Some(30), ..Far::default() };
+        assert!(far.lock().is_ok_and(|lock| lock.is_some_and(|lock| lock.mode == LockMode::Governance)));
+        assert!(Far { s3_checksum: Some(Checksum::Off), ..far }.lock().is_err());
     }
 
     #[test]

@@ -48,6 +48,13 @@ impl Session {
         self.repository_on(self.store()?, &self.globals, Purpose::Open)
     }
 
+    /// Opens the repository to read from it only: nothing is locked there, and it need not be possible.
+    pub fn source(&self) -> Result<Repository, Failure> {
+        let mut options = self.globals.clone();
+        options.far.object_lock = None;
+        self.repository_on(open_store(self.repo_url()?, &options, false, true)?, &options, Purpose::Open)
+    }
+
     /// Opens the repository at `url`, the destination of a copy, by `options`.
     pub fn destination(&self, url: &str, options: &Globals) -> Result<Repository, Failure> {
         self.repository_on(open_store(url, options, false, true)?, options, Purpose::OpenDestination)

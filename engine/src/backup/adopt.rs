@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::journal::{Contents, Journal};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::node::NodeRef;
 use crate::id::{ObjectId, SegmentNo};
 use crate::index::Claims;
@@ -63,7 +63,10 @@ fn adopt_packs(repo: &Repository, claims: &Claims, contents: &Contents) -> Resul
                 claims.add_durable(pack, rows)?;
                 adopted += 1;
             }
-            Err(error) if error.is_damage() => tracing::warn!("not taken over: {error}"),
+            // Data that was archived as it was stored: what is in it cannot be known. It is stored again.
+            Err(error) if error.is_damage() || matches!(error, Error::Archived { .. }) => {
+                tracing::warn!("not taken over: {error}")
+            }
             Err(error) => return Err(error),
         }
     }

@@ -104,6 +104,11 @@ impl Index {
         Ok(found)
     }
 
+    /// Data packs are not read for hints from now on: they may be archived. Then [`find`](Self::find) finds chunks where [`find_newest`](Self::find_newest) does.
+    pub fn leave_data_packs_alone(&self) {
+        self.nearby.leave_data_alone();
+    }
+
     /// Where the newest row says that `id` is.
     pub fn find_newest(&self, id: &[u8; 32]) -> Result<Option<Location>> {
         let mut tries = 0;

@@ -6,6 +6,8 @@ use std::sync::{RwLock, RwLockWriteGuard};
 
 use super::ways::Ways;
 use crate::crypto::RepoKeys;
+use crate::error::Error;
+use crate::format::header::ObjectKind;
 use crate::format::index_segment::{PackRef, filter_key};
 use crate::pack::{Location, read_toc};
 use crate::store::Store;
@@ -27,6 +29,8 @@ pub struct Nearby {
     hit: [AtomicU64; RECENT],
     read: [AtomicU64; RECENT],
     active: AtomicBool,
+    /// A pack could not be read since it is archived: the others are not tried.
+    archived: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -46,6 +50,7 @@ impl Default for Nearby {
             hit: [const { AtomicU64::new(0) }; RECENT],
             read: [const { AtomicU64::new(0) }; RECENT],
             active: AtomicBool::new(false),
+            archived: AtomicBool::new(false),
         }
     }
 }
@@ -68,12 +73,18 @@ impl Nearby {
         })
     }
 
+    /// Reads no data pack from now on.
+    pub fn leave_data_alone(&self) {
+        self.archived.store(true, Ordering::Relaxed);
+    }
+
     /// Tells of a hit in the index. The second one in a pack makes its contents known, if they can be read.
     pub fn note(&self, store: &dyn Store, keys: &RepoKeys, pack: &PackRef) {
         let id = pack.id.as_bytes();
         let mark = u64::from_le_bytes([id[8], id[9], id[10], id[11], id[12], id[13], id[14], id[15]]) | 1;
         let place = usize::from(id[0]) % RECENT;
         if self.hit[place].swap(mark, Ordering::Relaxed) != mark
+            || (pack.kind == ObjectKind::Data && self.archived.load(Ordering::Relaxed))
             || self.read[place].swap(mark, Ordering::Relaxed) == mark
         {
             return;
@@ -81,6 +92,9 @@ impl Nearby {
         let rows = match read_toc(store, keys, pack) {
             Ok(rows) => rows,
             Err(error) => {
+                if matches!(error, Error::Archived { .. }) {
+                    self.archived.store(true, Ordering::Relaxed);
+                }
                 // Only a hint is lost: the index has answered, and who needs the pack will say what is wrong with it.
                 tracing::debug!("no neighbours: {error}");
                 return;

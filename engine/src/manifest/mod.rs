@@ -3,11 +3,13 @@
 mod build;
 mod diff;
 mod nodes;
+mod packs;
 mod tree;
 
 pub use build::{NodeSink, TreeBuilder};
 pub use diff::{SegmentChange, each_difference, leaf_differences, merge_ranges};
 pub use nodes::NodeReader;
+pub use packs::PackWalk;
 pub use tree::{Shape, TreeReader};
 
 /// Segments below one node of level 1: the unit in which trees are built.

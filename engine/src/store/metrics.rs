@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::custody::Custody;
 use super::{Body, Fill, Habits, PutOutcome, ReadAt, Span, Store};
 use crate::error::Result;
 use crate::io::IoEngine;
@@ -125,6 +126,10 @@ impl<S: Store> Store for Counted<S> {
 
     fn set_io_engine(&self, engine: IoEngine) {
         self.inner.set_io_engine(engine);
+    }
+
+    fn custody(&self) -> Option<&dyn Custody> {
+        self.inner.custody()
     }
 
     fn requests(&self) -> Requests {

@@ -1,6 +1,7 @@
 //! Where objects live: opaque keys and bytes. A store knows nothing of formats, keys or chunks.
 
 mod cached;
+pub mod custody;
 mod local;
 mod memory;
 mod metrics;
@@ -19,6 +20,7 @@ pub use cached::{CacheOptions, Cached};
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use metrics::{Counted, Requests};
+pub use price::ThawOffer;
 
 use crate::error::{Error, Result};
 use crate::io::{IoEngine, PooledBuf};
@@ -174,6 +176,11 @@ pub trait Store: Send + Sync {
 
     /// How large objects are written from now on, where the store has a choice.
     fn set_io_engine(&self, _engine: IoEngine) {}
+
+    /// Locks and archives, where the store has them.
+    fn custody(&self) -> Option<&dyn custody::Custody> {
+        None
+    }
 
     /// Requests made so far through this handle.
     fn requests(&self) -> Requests {

@@ -51,6 +51,10 @@ pub struct VerifyReport {
     pub chunks: u64,
     /// Packs checked.
     pub packs: u64,
+    /// Data packs in an archive class that cannot be read now: only that they are there, and their length, was checked.
+    pub archived_packs: u64,
+    /// Bytes of them.
+    pub archived_bytes: u64,
     /// Bytes read with `read_data`.
     pub read_bytes: u64,
     /// One line per damaged object.

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
+use super::custody::Custody;
 use super::{Body, Habits, PutOutcome, Requests, Span, Store};
 use crate::error::Result;
 use crate::io::IoEngine;
@@ -153,6 +154,10 @@ impl Store for Cached {
     fn distrust(&self, key: &str) -> bool {
         self.disk.remove(key);
         self.inner.distrust(key)
+    }
+
+    fn custody(&self) -> Option<&dyn Custody> {
+        self.inner.custody()
     }
 
     fn requests(&self) -> Requests {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use object_store::azure::MicrosoftAzureBuilder;
+use object_store::client::HttpConnector as _;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::list::PaginatedListStore;
 use object_store::multipart::MultipartStore;
@@ -12,6 +13,7 @@ use object_store::{Certificate, ClientOptions, HeaderValue, ObjectStore, RetryCo
 
 use super::http::Connector;
 use super::options::{ChecksumKind, ObjectOptions, Place, ServerSide, Service};
+use super::s3::{S3, Signer};
 use crate::error::{Error, Result};
 use crate::store::metrics::Counters;
 
@@ -25,19 +27,35 @@ pub struct Client {
     pub pages: Arc<dyn PaginatedListStore>,
     /// Uploads in parts, where they can be made put-if-absent.
     pub parts: Option<Arc<dyn MultipartStore>>,
+    /// What only S3 has.
+    pub s3: Option<S3>,
 }
 
 /// Makes the client. Retries are not its business: `retry.rs` has them.
 pub fn connect(place: &Place, options: &ObjectOptions, counters: &Arc<Counters>) -> Result<Client> {
-    let connector = Connector(counters.clone());
+    let signer = options.aws.as_ref().filter(|_| place.service == Service::S3).map(|access| {
+        Signer::new(access.provider.clone(), region(options).to_owned(), options.request_payer)
+    });
+    let connector = Connector { counters: counters.clone(), signer: signer.clone() };
     let once = RetryConfig { max_retries: 0, ..RetryConfig::default() };
     let client_options = client_options(options)?;
     let invalid = |error: object_store::Error| Error::Invalid { what: format!("--repo {place}: {error}") };
     match place.service {
         Service::S3 => {
+            let beside = match signer {
+                Some(signer) => {
+                    let client = connector.connect(&client_options).map_err(invalid)?;
+                    let customer_key = match &options.server_side {
+                        ServerSide::Customer(key) => Some(key.as_str()),
+                        _ => None,
+                    };
+                    Some(S3::new(client, signer, bucket_url(place, options)?, customer_key)?)
+                }
+                None => None,
+            };
             let s3 = s3(place, options)?.with_retry(once).with_client_options(client_options);
             let s3 = Arc::new(s3.with_http_connector(connector).build().map_err(invalid)?);
-            Ok(Client { objects: s3.clone(), pages: s3.clone(), parts: Some(s3) })
+            Ok(Client { objects: s3.clone(), pages: s3.clone(), parts: Some(s3), s3: beside })
         }
         Service::Gcs => {
             let mut gcs = GoogleCloudStorageBuilder::from_env().with_bucket_name(&place.bucket);
@@ -46,7 +64,7 @@ pub fn connect(place: &Place, options: &ObjectOptions, counters: &Arc<Counters>)
             }
             let gcs = gcs.with_retry(once).with_client_options(client_options).with_http_connector(connector);
             let gcs = Arc::new(gcs.build().map_err(invalid)?);
-            Ok(Client { objects: gcs.clone(), pages: gcs, parts: None })
+            Ok(Client { objects: gcs.clone(), pages: gcs, parts: None, s3: None })
         }
         Service::Azure => {
             let mut azure = MicrosoftAzureBuilder::from_env().with_container_name(&place.bucket);
@@ -56,19 +74,37 @@ pub fn connect(place: &Place, options: &ObjectOptions, counters: &Arc<Counters>)
             let azure =
                 azure.with_retry(once).with_client_options(client_options).with_http_connector(connector);
             let azure = Arc::new(azure.build().map_err(invalid)?);
-            Ok(Client { objects: azure.clone(), pages: azure, parts: None })
+            Ok(Client { objects: azure.clone(), pages: azure, parts: None, s3: None })
         }
+    }
+}
+
+fn region(options: &ObjectOptions) -> &str {
+    options.region.as_deref().unwrap_or("us-east-1")
+}
+
+/// A dot in the bucket's name does not fit the certificate of the host name.
+fn path_style(place: &Place, options: &ObjectOptions) -> bool {
+    options.path_style.unwrap_or(options.endpoint.is_some() || place.bucket.contains('.'))
+}
+
+/// What the URLs of all objects of the bucket begin with.
+fn bucket_url(place: &Place, options: &ObjectOptions) -> Result<String> {
+    let own = format!("https://s3.{}.amazonaws.com", region(options));
+    let endpoint = options.endpoint.as_deref().unwrap_or(&own).trim_end_matches('/');
+    match path_style(place, options) {
+        true => Ok(format!("{endpoint}/{}", place.bucket)),
+        false => with_bucket(endpoint, &place.bucket),
     }
 }
 
 fn s3(place: &Place, options: &ObjectOptions) -> Result<AmazonS3Builder> {
     let mut s3 = AmazonS3Builder::new()
         .with_bucket_name(&place.bucket)
-        .with_region(options.region.as_deref().unwrap_or("us-east-1"))
+        .with_region(region(options))
         .with_disable_bulk_delete(true)
         .with_request_payer(options.request_payer);
-    // A dot in the name does not fit the certificate of the host name.
-    let path_style = options.path_style.unwrap_or(options.endpoint.is_some() || place.bucket.contains('.'));
+    let path_style = path_style(place, options);
     s3 = s3.with_virtual_hosted_style_request(!path_style);
     if let Some(endpoint) = &options.endpoint {
         s3 = s3.with_endpoint(if path_style {

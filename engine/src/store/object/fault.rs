@@ -19,6 +19,8 @@ pub enum Kind {
     Exists,
     /// The range lies behind the object's end.
     OutOfRange,
+    /// The object is in an archive class and has to be thawed first.
+    Archived,
     /// Not allowed, or not known.
     Denied,
     /// The credentials were good once.
@@ -83,11 +85,14 @@ impl Fault {
 
     /// True if it is no failure but an answer: no such object, the key is taken.
     pub fn is_answer(&self) -> bool {
-        matches!(self.kind, Kind::NotFound | Kind::Exists | Kind::OutOfRange)
+        matches!(self.kind, Kind::NotFound | Kind::Exists | Kind::OutOfRange | Kind::Archived)
     }
 
     /// For people: what failed, on what, why, what to do.
     pub fn into_error(self, action: &'static str, object: String, tried: &str) -> Error {
+        if self.kind == Kind::Archived {
+            return Error::Archived { object };
+        }
         let id = self.request_id.map(|id| format!(", request id {id}")).unwrap_or_default();
         let what = match self.kind {
             Kind::NoBucket => "there is no such bucket".to_owned(),
@@ -121,7 +126,11 @@ fn kind(error: &object_store::Error, status: Option<u16>, code: &str, text: &str
         | "InternalError"
         | "OperationAborted"
         | "ConditionalRequestConflict" => return Kind::Broken,
-        "BlobAlreadyExists" => return Kind::Exists,
+        "BlobAlreadyExists" | "RestoreAlreadyInProgress" => return Kind::Exists,
+        "InvalidObjectState" | "BlobArchived" => return Kind::Archived,
+        // 503, and yet not worth repeating for minutes: another speed is.
+        "GlacierExpeditedRetrievalNotAvailable" => return Kind::Other,
+        "ObjectLockConfigurationNotFoundError" => return Kind::NotFound,
         _ => {}
     }
     if let object_store::Error::NotFound { .. } = error {
@@ -187,7 +196,11 @@ fn advice(kind: Kind, what: &str) -> &'static str {
         Kind::Other if what.contains("Redirect") || what.contains("AuthorizationHeaderMalformed") => {
             "the bucket is in another region: check --s3-region"
         }
-        Kind::NotFound | Kind::Exists | Kind::OutOfRange | Kind::Other => {
+        Kind::Other if what.contains("GlacierExpedited") => "take --thaw standard, or try again later",
+        Kind::Other if what.contains("ObjectLock") || what.contains("Object Lock") => {
+            "--object-lock needs a bucket with Object Lock: docs/OPERATIONS.md, Immutable backups"
+        }
+        Kind::NotFound | Kind::Exists | Kind::OutOfRange | Kind::Archived | Kind::Other => {
             "check --repo and the --s3-… options"
         }
     }
@@ -238,6 +251,9 @@ mod tests {
             ("<Error><Code>NoSuchBucket</Code><Message>no</Message>", Kind::NoBucket),
             ("<Code>ExpiredToken</Code>", Kind::Expired),
             ("<Code>BadDigest</Code>", Kind::Broken),
+            ("<Code>InvalidObjectState</Code><StorageClass>GLACIER</StorageClass>", Kind::Archived),
+            ("<Code>RestoreAlreadyInProgress</Code>", Kind::Exists),
+            ("<Code>GlacierExpeditedRetrievalNotAvailable</Code>", Kind::Other),
             ("connection refused", Kind::NoAnswer),
             ("invalid peer certificate: UnknownIssuer", Kind::Untrusted),
         ] {

@@ -7,9 +7,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use object_store::ClientOptions;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
+    ReqwestConnector,
 };
 
+use super::s3::{LockedPut, Signer};
 use crate::store::metrics::Counters;
 
 tokio::task_local! {
@@ -70,14 +72,19 @@ fn count(counters: &Counters, request: &HttpRequest) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Makes clients that count.
-#[derive(Debug)]
-pub struct Connector(pub Arc<Counters>);
+/// Makes clients that count, and that lock what is put where a put asks for it and there is a signer.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    /// What they add to.
+    pub counters: Arc<Counters>,
+    /// For headers that `object_store` has no word for.
+    pub signer: Option<Signer>,
+}
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let inner = ReqwestConnector::default().connect(options)?;
-        Ok(HttpClient::new(Counting { inner, counters: self.0.clone() }))
+        Ok(HttpClient::new(Counting { inner, counters: self.counters.clone(), signer: self.signer.clone() }))
     }
 }
 
@@ -85,6 +92,7 @@ impl HttpConnector for Connector {
 struct Counting {
     inner: HttpClient,
     counters: Arc<Counters>,
+    signer: Option<Signer>,
 }
 
 #[async_trait]
@@ -100,6 +108,10 @@ impl HttpService for Counting {
             && request.uri().query().unwrap_or_default().split('&').any(|part| part.starts_with("uploadId="));
         if completes {
             request.headers_mut().insert("if-none-match", object_store::HeaderValue::from_static("*"));
+        }
+        if let (Some(lock), Some(signer)) = (request.extensions().get::<LockedPut>().copied(), &self.signer) {
+            let signed = signer.lock(&mut request, lock).await;
+            signed.map_err(|e| HttpError::new(HttpErrorKind::Unknown, e))?;
         }
         let mut response = self.inner.execute(request).await?;
         length_from_range(&mut response);

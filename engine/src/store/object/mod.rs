@@ -7,6 +7,7 @@ mod http;
 mod limit;
 mod options;
 mod retry;
+mod s3;
 mod upload;
 
 use std::ops::Range;
@@ -21,7 +22,9 @@ pub use object_store::CredentialProvider;
 pub use object_store::aws::{AwsCredential, AwsCredentialProvider};
 pub use options::{AwsAccess, ChecksumKind, ObjectOptions, Place, ServerSide, Service};
 pub use retry::Patience;
+pub use s3::is_archive;
 
+use super::custody::Custody;
 use super::metrics::Counters;
 use super::{Body, Habits, PutOutcome, Requests, Span, Store};
 use crate::error::{Error, Result};
@@ -75,6 +78,13 @@ pub struct ObjectStore {
 
 /// Opens the place. Nothing is sent yet.
 pub fn open(place: Place, options: ObjectOptions, runtime: Arc<Runtime>) -> Result<ObjectStore> {
+    if options.lock.is_some() && (place.service != Service::S3 || options.aws.is_none()) {
+        return Err(Error::Invalid {
+            what: format!(
+                "--object-lock: {place} is not in S3; elsewhere a bucket's own retention policy does that"
+            ),
+        });
+    }
     let counters = Arc::new(Counters::default());
     let client = connect::connect(&place, &options, &counters)?;
     let retry = Retry::new(options.patience.unwrap_or_default(), options.connections.unwrap_or(CONNECTIONS));
@@ -298,6 +308,10 @@ impl Store for ObjectStore {
             parallel_gets: PARALLEL_GETS,
             gap_bytes: GAP_BYTES,
         }
+    }
+
+    fn custody(&self) -> Option<&dyn Custody> {
+        self.client.s3.as_ref().map(|_| self as &dyn Custody)
     }
 
     fn distrust(&self, _key: &str) -> bool {

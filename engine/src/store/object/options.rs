@@ -8,6 +8,7 @@ use object_store::aws::AwsCredentialProvider;
 
 use super::retry::Patience;
 use crate::error::{Error, Result};
+use crate::store::custody::ObjectLock;
 
 /// Which service.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,6 +135,10 @@ pub struct ObjectOptions {
     pub storage_class: Option<String>,
     /// See [`storage_class`](Self::storage_class).
     pub storage_class_prefix: String,
+    /// What is put is locked. S3 only, and only with `aws`.
+    pub lock: Option<ObjectLock>,
+    /// Objects under these prefixes are not locked: they are short-lived.
+    pub lock_exempt: Vec<String>,
     /// Encryption at rest by the service.
     pub server_side: ServerSide,
     /// The caller pays for requests and transfer.

@@ -6,7 +6,8 @@ use futures_util::stream;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{
-    Attribute, Attributes, GetOptions, GetRange, PutMode, PutMultipartOptions, PutOptions, PutPayload,
+    Attribute, Attributes, Extensions, GetOptions, GetRange, ObjectStoreExt as _, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload,
 };
 
 use super::fault::Kind;
@@ -52,6 +53,7 @@ impl ObjectStore {
                 let options = PutOptions {
                     mode: PutMode::Create,
                     attributes: self.attributes(key),
+                    extensions: self.extensions(key),
                     ..PutOptions::default()
                 };
                 self.client.objects.put_opts(path, PutPayload::from_bytes(bytes.clone()), options).await
@@ -74,6 +76,15 @@ impl ObjectStore {
             attributes.insert(Attribute::StorageClass, class.clone().into());
         }
         attributes
+    }
+
+    /// The lock travels beside the request: `http` writes it into the headers.
+    fn extensions(&self, key: &str) -> Extensions {
+        let mut extensions = Extensions::new();
+        if let Some(lock) = self.locked_put(key) {
+            extensions.insert(lock);
+        }
+        extensions
     }
 
     /// An earlier attempt had no answer, this one says that the key is taken: by that attempt, or by somebody else? The bytes tell.
@@ -102,6 +113,16 @@ impl ObjectStore {
         match ended.result {
             Ok(true) => Ok(PutOutcome::Created),
             Ok(false) => Ok(PutOutcome::Exists),
+            // It went into an archive as it was stored. Only packs do, and no two of them share a name of 128 random bits: one of this length is ours.
+            Err(fault) if fault.kind == Kind::Archived => {
+                let ended = self.request(0, || async { self.client.objects.head(path).await }).await;
+                let tried = ended.tried();
+                match ended.result {
+                    Ok(meta) if meta.size == bytes.len() as u64 => Ok(PutOutcome::Created),
+                    Ok(_) => Ok(PutOutcome::Exists),
+                    Err(fault) => self.failed("look up", key, fault, &tried),
+                }
+            }
             Err(fault) => self.failed("read back", key, fault, &tried),
         }
     }
@@ -117,6 +138,7 @@ impl ObjectStore {
             .request(0, || async {
                 let options = PutMultipartOptions {
                     attributes: self.attributes(key),
+                    extensions: self.extensions(key),
                     ..PutMultipartOptions::default()
                 };
                 store.create_multipart_opts(path, options).await
