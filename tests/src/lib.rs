@@ -12,6 +12,7 @@
 //! | byte comparison | [`compare`] |
 //! | servers like S3 and Azure; a proxy that injects faults | [`servers`] |
 //! | a proxy that loses acknowledgements | [`lossy`] |
+//! | a proxy that archives objects as S3 Glacier does, and thaws them | [`archive`] |
 //! | damage to repository objects | [`damage`] |
 //! | Rust source as text, for the layering rules | [`source_text`] |
 //! | fixed-seed randomness, external tools, JSON access | [`rng`], [`tools`], [`json`] |
@@ -20,6 +21,7 @@
 //! process (loop devices, mounts, files) has an owner whose `Drop` removes it, also when the test fails. Declare the
 //! [`workdir::Workdir`] first: Rust drops in reverse order, so it goes last.
 
+pub mod archive;
 pub mod compare;
 pub mod damage;
 pub mod filesystem;

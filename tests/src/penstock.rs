@@ -33,6 +33,8 @@ pub mod code {
     pub const NEWER: i32 = 13;
     /// A target (or source) that is not safe to overwrite (or read).
     pub const REFUSED: i32 = 14;
+    /// Data has to be thawed first.
+    pub const ARCHIVED: i32 = 15;
     /// Interrupted.
     pub const INTERRUPTED: i32 = 130;
 }

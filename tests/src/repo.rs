@@ -63,9 +63,16 @@ impl Repo {
         Self { dir: dir.to_owned(), state: state.to_owned(), access, env: Vec::new() }
     }
 
-    /// A new repository in the test bucket of a server that speaks S3. Its patience is that of tests.
+    /// A new repository in the test bucket of a server that speaks S3.
     pub fn on_s3(work: &Workdir, name: &str, endpoint: &str, init_args: &[&str]) -> Self {
-        let repo = Self::in_cloud(work, name, "s3").with_env(&[
+        let repo = Self::in_cloud(work, name, "s3").reaching_s3(endpoint);
+        repo.command(&["init"]).args(init_args).run().ok();
+        repo
+    }
+
+    /// With what it takes to reach a server that speaks S3. Its patience is that of tests.
+    pub fn reaching_s3(self, endpoint: &str) -> Self {
+        self.with_env(&[
             ("AWS_ACCESS_KEY_ID", servers::KEY_ID),
             ("AWS_SECRET_ACCESS_KEY", servers::SECRET),
             ("AWS_REGION", "us-east-1"),
@@ -73,14 +80,17 @@ impl Repo {
             ("PENSTOCK_S3_ENDPOINT", endpoint),
             ("PENSTOCK_S3_TIMEOUT", "4"),
             ("PENSTOCK_S3_PATIENCE", "40"),
-        ]);
-        repo.command(&["init"]).args(init_args).run().ok();
-        repo
+        ])
     }
 
     /// What will be a repository in the test bucket of a service.
     pub fn in_cloud(work: &Workdir, name: &str, scheme: &str) -> Self {
-        let url = format!("{scheme}://{}/{name}", servers::BUCKET);
+        Self::in_bucket(work, name, scheme, servers::BUCKET)
+    }
+
+    /// What will be a repository in a bucket.
+    pub fn in_bucket(work: &Workdir, name: &str, scheme: &str, bucket: &str) -> Self {
+        let url = format!("{scheme}://{bucket}/{name}");
         let key = work.join(&format!("{name}.key"));
         std::fs::write(&key, [name.len() as u8 + 1; 64]).unwrap();
         Self::at(Path::new(&url), &work.join(&format!("{name}.state")), Access::KeyFile(key))

@@ -14,6 +14,8 @@ pub enum Exit {
     Failed = 1,
     /// Arguments that make no sense; clap ends with the same code.
     Usage = 2,
+    /// Done in part: what could be.
+    InPart = 3,
     /// No repository at the location.
     NotARepository = 10,
     /// The passphrase or key file opens nothing.
@@ -24,6 +26,8 @@ pub enum Exit {
     NewerVersion = 13,
     /// A source or target that is not safe to read or overwrite.
     Refused = 14,
+    /// Data has to be thawed first.
+    Archived = 15,
     /// Stopped by the user, as a shell reports SIGINT.
     Interrupted = 130,
 }
@@ -40,6 +44,9 @@ pub enum Failure {
     /// Something of the machine around it.
     #[error("{0}")]
     Failed(String),
+    /// Packs have to be thawed first.
+    #[error("{0}")]
+    Archived(String),
     /// Whoever read standard output has had enough (`penstock list | head`).
     #[error("standard output is closed")]
     OutputClosed,
@@ -62,6 +69,7 @@ impl Failure {
         match self {
             Failure::Engine(error) => exit_of(error),
             Failure::Failed(_) => Exit::Failed,
+            Failure::Archived(_) => Exit::Archived,
             Failure::OutputClosed => Exit::Done,
         }
     }
@@ -71,6 +79,7 @@ impl Failure {
         match self {
             Failure::Engine(error) => kind_of(error),
             Failure::Failed(_) => "failed",
+            Failure::Archived(_) => "archived",
             Failure::OutputClosed => "output_closed",
         }
     }
@@ -89,6 +98,7 @@ fn exit_of(error: &Error) -> Exit {
         Error::NewerVersion { .. } => Exit::NewerVersion,
         Error::Damaged { .. } | Error::Missing { .. } => Exit::Damage,
         Error::SourceRefused { .. } | Error::TargetRefused { .. } => Exit::Refused,
+        Error::Archived { .. } => Exit::Archived,
         Error::Invalid { .. } => Exit::Usage,
         Error::Cancelled => Exit::Interrupted,
         _ => Exit::Failed,
@@ -108,6 +118,7 @@ fn kind_of(error: &Error) -> &'static str {
         Error::NoSuchPoint { .. } => "no_such_point",
         Error::SourceRefused { .. } => "source_refused",
         Error::TargetRefused { .. } => "target_refused",
+        Error::Archived { .. } => "archived",
         Error::Invalid { .. } => "invalid",
         Error::Cancelled => "interrupted",
         _ => "failed",
@@ -133,6 +144,7 @@ mod tests {
             (Error::NoSuchPoint { what: s() }, 1),
             (Error::SourceRefused { source_name: s(), why: s() }, 14),
             (Error::TargetRefused { target: s(), why: s() }, 14),
+            (Error::Archived { object: s() }, 15),
             (Error::Invalid { what: s() }, 2),
             (Error::Cancelled, 130),
         ] {

@@ -16,6 +16,7 @@ mod host;
 mod init;
 mod interrupt;
 mod list;
+mod lock;
 mod man;
 mod output;
 mod progress;
@@ -24,6 +25,7 @@ mod session;
 mod show;
 mod spent;
 mod stats;
+mod thaw;
 mod units;
 mod verify;
 
@@ -50,7 +52,7 @@ Examples:
   penstock restore latest:web-01 /dev/nvme2n1
 
 Exit codes: 0 done, 1 failed, 2 usage, 10 no repository there, 11 wrong key, 12 damage found,
-13 written by a newer version, 14 source or target refused, 130 interrupted.";
+13 written by a newer version, 14 source or target refused, 15 data has to be thawed, 130 interrupted.";
 
 /// Fast, deduplicated, encrypted backup of block devices and EC2 machines
 #[derive(Parser, Debug)]
@@ -74,6 +76,7 @@ enum Verb {
     Copy(copy::Args),
     Forget(forget::Args),
     Gc(gc::Args),
+    Lock(lock::Args),
     Stats(stats::Args),
     Doctor(doctor::Args),
     Demo(demo::Args),
@@ -94,6 +97,7 @@ impl Verb {
             Verb::Copy(args) => copy::run(args, session),
             Verb::Forget(args) => forget::run(args, session),
             Verb::Gc(args) => gc::run(args, session),
+            Verb::Lock(args) => lock::run(args, session),
             Verb::Stats(args) => stats::run(args, session),
             Verb::Doctor(args) => doctor::run(args, session),
             Verb::Demo(args) => demo::run(args, session),
@@ -238,6 +242,9 @@ mod tests {
             "penstock forget --keep-last -1",
             "penstock forget --keep-within 14",
             "penstock forget --keep-last 1 --time-zone Mars/Olympus",
+            "penstock restore p t --thaw-wait",
+            "penstock restore p t --thaw slowly",
+            "penstock list --object-lock 0",
             "penstock",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();

@@ -31,6 +31,8 @@ pub enum Kind {
     Copy,
     /// Looking at all that is needed.
     Gc,
+    /// Extending locks.
+    Lock,
 }
 
 /// How it is shown.
@@ -285,7 +287,7 @@ fn figures(kind: Kind, sample: &Sample, ended: bool) -> Vec<String> {
             figures.push(format!("read {}", units::size(sample.read)));
             figures.push(format!("sent {}", units::size(sample.stored)));
         }
-        Kind::Verify | Kind::Gc => {}
+        Kind::Verify | Kind::Gc | Kind::Lock => {}
     }
     if sample.problems > 0 {
         figures.push(units::plural(sample.problems as u64, "problem"));

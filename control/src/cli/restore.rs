@@ -17,6 +17,7 @@ use super::output::{self, Facts};
 use super::progress::{Kind, Mode};
 use super::session::Session;
 use super::spent::Spent;
+use super::thaw::{self, ThawArgs};
 use super::{host, units};
 
 const EXAMPLES: &str = "\
@@ -25,6 +26,7 @@ Examples:
   penstock restore 0192ab34cd56/vdb disk.img                 a sparse file
   penstock restore latest:web-01 /dev/nvme2n1 --compare      write only what differs from what is there
   penstock restore latest disk.img --base 0192ab34cd56       disk.img holds 0192ab34cd56: write what changed since
+  penstock restore latest:web-01 disk.img --thaw standard --thaw-wait     data is in GLACIER: ask for it, wait, restore
   penstock restore latest:vm - | zfs receive pool/vm";
 
 /// Restore a volume
@@ -53,6 +55,10 @@ pub struct Args {
     /// Continue a restore that was interrupted
     #[arg(long)]
     resume: bool,
+
+    /// Archived data
+    #[command(flatten)]
+    thaw: ThawArgs,
 
     /// How the target is written
     #[arg(long, value_enum, default_value_t)]
@@ -105,8 +111,10 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
         io_engine: args.io_engine.into(),
         ..base_options(session, host::state_dir()?)
     };
+    thaw::prepare(&args.thaw, session, &repo, volume, &options)?;
     let target = if to_stdout { stdout_target()? } else { RestoreTarget::Path(args.target.clone()) };
-    let mut done = perform(session, Mode::of(&session.globals), &repo, &point, volume, target, &options)?;
+    let mut done = perform(session, Mode::of(&session.globals), &repo, &point, volume, target, &options)
+        .map_err(|failure| thaw::met(failure, session, &repo, volume, &options))?;
     done.spent = Spent::of(&repo);
     let text = match session.globals.json {
         true => output::json_text(&done.json())? + "\n",

@@ -45,6 +45,8 @@ struct Report<'a> {
     nodes: u64,
     chunks: u64,
     packs: u64,
+    archived_packs: u64,
+    archived_bytes: u64,
     read_bytes: u64,
     read_bytes_per_s: u64,
     duration_ms: u64,
@@ -80,7 +82,11 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
             output::print(&format!("requests: {spent}\n"))?;
         }
     }
-    Ok(if report.is_clean() { Exit::Done } else { Exit::Damage })
+    Ok(match (report.is_clean(), args.read_data && report.archived_packs > 0) {
+        (false, _) => Exit::Damage,
+        (true, true) => Exit::InPart,
+        (true, false) => Exit::Done,
+    })
 }
 
 fn json(report: &VerifyReport, spent: Spent) -> Report<'_> {
@@ -90,6 +96,8 @@ fn json(report: &VerifyReport, spent: Spent) -> Report<'_> {
         nodes: report.nodes,
         chunks: report.chunks,
         packs: report.packs,
+        archived_packs: report.archived_packs,
+        archived_bytes: report.archived_bytes,
         read_bytes: report.read_bytes,
         read_bytes_per_s: units::per_second(report.read_bytes, report.duration_ms) as u64,
         duration_ms: report.duration_ms,
@@ -121,6 +129,13 @@ fn text(report: &VerifyReport) -> String {
         text += &format!("; read {} at {rate}", units::size(report.read_bytes));
     }
     text += &format!("; {}\n", units::duration(report.duration_ms));
+    if report.archived_packs > 0 {
+        text += &format!(
+            "{} ({}) archived and not readable now: they are there and have their length, their contents were not checked\n",
+            units::plural(report.archived_packs, "data pack"),
+            units::size(report.archived_bytes),
+        );
+    }
     if report.is_clean() {
         return text + "nothing is damaged or missing\n";
     }
