@@ -413,6 +413,12 @@ impl Pass<'_> {
                     tracing::debug!("nothing is moved this time: {error}");
                     false
                 }
+                Err(Error::Archived { .. }) => {
+                    tracing::warn!(
+                        "nothing is moved out of little used packs: some are archived. --max-repack 0 does without, and saves trying"
+                    );
+                    false
+                }
                 done => done.map(|()| true)?,
             },
         };
