@@ -169,12 +169,10 @@ impl Archive {
         self.shared.state().objects.values_mut().for_each(|object| object.thawed_at = None);
     }
 
-    /// A lifecycle rule moves every other object whose path contains `part` into a class.
-    pub fn move_some(&self, paths: &[String], class: &str) {
-        let mut state = self.shared.state();
-        for path in paths {
-            state.objects.insert(path.clone(), Object { class: class.to_owned(), thawed_at: None });
-        }
+    /// A lifecycle rule moved this object into a class, and no other.
+    pub fn move_only(&self, path: &str, class: &str) {
+        let object = Object { class: class.to_owned(), thawed_at: None };
+        self.shared.state().objects = HashMap::from([(path.to_owned(), object)]);
     }
 }
 

@@ -135,6 +135,27 @@ fn locks_of_what_is_alive_are_extended() {
     repo.command(&["lock", "--object-lock-mode", "compliance"]).run().expect(&[code::DAMAGE]);
 }
 
+/// Packs that go up in parts are locked as well.
+#[test]
+fn large_packs_are_locked() {
+    let work = Workdir::new("lock-large");
+    let server = Seaweed::start(&work.join("s3"));
+    server.create_locked_bucket(LOCKED);
+    let repo = Repo::in_bucket(&work, "large", "s3", LOCKED)
+        .reaching_s3(&server.endpoint())
+        .with_env(&[("PENSTOCK_OBJECT_LOCK", "1")]);
+    repo.command(&["init", "--pack-size", "128MiB"]).run().ok();
+    let disk = work.join("disk.img");
+    image::random(&disk, 90 * MIB, 5);
+    repo.backup(&disk, "disk", &["--workers", "1"]);
+    let all = versions(&server, "Version");
+    let pack = all.iter().find(|(key, _)| key.contains("/data/")).unwrap();
+    assert!(!locked_until(&server, &pack.0).is_empty(), "{} is not locked", pack.0);
+    let gone = server.ask("DELETE", &format!("/{LOCKED}/{}?versionId={}", pack.0, pack.1), &[], "");
+    assert_eq!(gone.status, 403, "{gone:?}");
+    repo.verify_is_clean();
+}
+
 /// What cannot be locked is said at once.
 #[test]
 fn a_bucket_without_object_lock_is_refused() {

@@ -423,6 +423,35 @@ mod tests {
     }
 
     #[test]
+    fn locks_are_signed_and_the_body_is_not_hashed_again() {
+        let credential = object_store::aws::AwsCredential {
+            key_id: "AKID".into(),
+            secret_key: "secret".into(),
+            token: None,
+        };
+        let credentials = std::sync::Arc::new(object_store::StaticCredentialProvider::new(credential));
+        let signer = Signer::new(credentials, "eu-west-1".into(), false);
+        let until = "2030-01-01T00:00:00Z".parse().unwrap();
+        let lock = LockedPut { mode: LockMode::Compliance, until };
+        for hash in ["UNSIGNED-PAYLOAD", &"ab".repeat(32)] {
+            let mut request = HttpRequest::new("body".to_owned().into());
+            *request.uri_mut() = "https://b.s3.eu-west-1.amazonaws.com/k".parse().unwrap();
+            request.headers_mut().insert("x-amz-content-sha256", header(hash).unwrap());
+            request.headers_mut().insert("authorization", header("old").unwrap());
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(signer.lock(&mut request, lock)).unwrap();
+            let of = |name: &str| request.headers()[name].to_str().unwrap().to_owned();
+            assert_eq!(of("x-amz-content-sha256"), hash);
+            assert_eq!(of("x-amz-object-lock-retain-until-date"), "2030-01-01T00:00:00Z");
+            let signed = of("authorization");
+            assert!(
+                signed.contains("x-amz-object-lock-mode;x-amz-object-lock-retain-until-date"),
+                "{signed}"
+            );
+        }
+    }
+
+    #[test]
     fn prefixes_are_escaped() {
         assert_eq!(escaped("a b/ü+~_.-"), "a%20b/%C3%BC%2B~_.-");
     }
