@@ -55,7 +55,7 @@ pub fn extend(repo: &Repository, now: Timestamp, run: &Run) -> Result<LockReport
             Listed::Damaged { error, .. } => problems.push(error.to_string()),
         }
     }
-    let mut walk = PackWalk::new(repo.fresh_index()?, &go_on);
+    let mut walk = PackWalk::new(repo.index_now()?, &go_on);
     for (point, volume) in points.iter().flat_map(|point| point.volumes.iter().map(move |v| (point, v))) {
         let walked = repo.tree(volume.size_bytes, volume.root).and_then(|mut tree| walk.tree(&mut tree));
         match walked {

@@ -208,10 +208,21 @@ impl Repository {
         if let Some(index) = &*slot {
             return Ok(index.clone());
         }
+        Ok(slot.insert(self.load_for_reading()?).clone())
+    }
+
+    /// The index as it is now, whatever was opened before, for a run that only reads.
+    pub fn index_now(&self) -> Result<Arc<Index>> {
+        let index = self.load_for_reading()?;
+        *self.index.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(index.clone());
+        Ok(index)
+    }
+
+    fn load_for_reading(&self) -> Result<Arc<Index>> {
         let index = Arc::new(Index::load(self.store.clone(), self.keys.clone())?);
         // After the index: what is moved out of a pack is in an index that is there before the pack goes.
         index.exclude(self.collection()?.for_readers());
-        Ok(slot.insert(index).clone())
+        Ok(index)
     }
 
     /// What garbage collection has said so far.

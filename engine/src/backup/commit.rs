@@ -1,6 +1,5 @@
 //! The committer: builds the manifests from finished segments, stores their nodes, keeps the journal. One thread, so nothing here is shared.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,10 +10,9 @@ use super::{DescribedVolume, Event, GroupPlan, LeafResult, META_PACK_BYTES, Shar
 use crate::compress::Compressor;
 use crate::error::{Error, Result};
 use crate::format::header::ObjectKind;
-use crate::format::node::NodeRef;
 use crate::format::point::{Counts, Volume};
 use crate::id::NodeId;
-use crate::manifest::{GROUP_SEGMENTS, NodeSink, Shape, TreeBuilder};
+use crate::manifest::{NodeSink, Shape, TreeBuilder};
 use crate::pack::{FinishedPack, PackBuilder};
 
 /// A metadata pack is closed when it is as old as a quarter of the run, within these bounds: so a killed backup finds the leaves of most segments it
@@ -45,16 +43,8 @@ pub struct Committer<'a> {
 #[derive(Default)]
 struct VolumeState {
     tree: TreeBuilder,
-    groups: HashMap<u64, Group>,
     size_bytes: Option<u64>,
     counts: Counts,
-}
-
-/// A group of 256 segments under way.
-#[derive(Default)]
-struct Group {
-    leaves: Vec<(usize, NodeRef)>,
-    plan: Option<(Vec<NodeRef>, u32)>,
 }
 
 impl<'a> Committer<'a> {
@@ -121,10 +111,7 @@ impl<'a> Committer<'a> {
                 self.journal.segment(volume, segment, node);
                 let state = &mut self.volumes[usize::from(volume)];
                 state.counts += counts;
-                let group = segment.0 / GROUP_SEGMENTS;
-                let slot = (segment.0 % GROUP_SEGMENTS) as usize;
-                state.groups.entry(group).or_default().leaves.push((slot, node));
-                self.close_group(volume, group)
+                state.tree.set_leaf(segment, node, &mut self.nodes)
             }
             Event::Group { volume, group, plan } => match plan {
                 GroupPlan::Whole(node) => {
@@ -133,8 +120,7 @@ impl<'a> Committer<'a> {
                 }
                 GroupPlan::Segments { defaults, jobs } => {
                     let state = &mut self.volumes[usize::from(volume)];
-                    state.groups.entry(group).or_default().plan = Some((defaults, jobs));
-                    self.close_group(volume, group)
+                    state.tree.plan(group, defaults, jobs as usize, &mut self.nodes)
                 }
             },
             Event::VolumeEnd { volume, size_bytes, unread } => {
@@ -151,27 +137,6 @@ impl<'a> Committer<'a> {
         }
     }
 
-    /// Puts a group's node into the tree once all its segments are there.
-    fn close_group(&mut self, volume: u16, group: u64) -> Result<()> {
-        let state = &mut self.volumes[usize::from(volume)];
-        let complete = state
-            .groups
-            .get(&group)
-            .is_some_and(|g| g.plan.as_ref().is_some_and(|(_, jobs)| g.leaves.len() == *jobs as usize));
-        if !complete {
-            return Ok(());
-        }
-        if let Some(Group { leaves, plan: Some((mut refs, _)) }) = state.groups.remove(&group) {
-            for (slot, node) in leaves {
-                if let Some(place) = refs.get_mut(slot) {
-                    *place = node;
-                }
-            }
-            state.tree.set_leaves(group, &refs, &mut self.nodes)?;
-        }
-        Ok(())
-    }
-
     fn finish_trees(&mut self) -> Result<Vec<Volume>> {
         let states = std::mem::take(&mut self.volumes);
         let mut volumes = Vec::with_capacity(states.len());
@@ -180,7 +145,7 @@ impl<'a> Committer<'a> {
                 what: format!("internal error: segments of {} are missing", described.name),
             };
             let size_bytes = state.size_bytes.ok_or_else(lost)?;
-            if !state.groups.is_empty() {
+            if !state.tree.is_complete() {
                 return Err(lost());
             }
             let root = state.tree.finish(size_bytes, &mut self.nodes)?;

@@ -9,10 +9,10 @@ use super::{Event, GroupPlan, PlannedPiece, PlannedSegment, PointJob, Shared};
 use crate::compress::Compressor;
 use crate::error::{Error, Result};
 use crate::format::header::ObjectKind;
-use crate::format::node::{Leaf, NodeRef, Piece};
+use crate::format::node::{Leaf, Piece};
 use crate::format::point::{Counts, Root};
-use crate::id::{ChunkId, NodeId, SegmentNo};
-use crate::manifest::{GROUP_SEGMENTS, NodeSink, TreeBuilder};
+use crate::id::{ChunkId, NodeId};
+use crate::manifest::{NodeSink, TreeBuilder};
 use crate::pack::{FinishedPack, PackBuilder};
 use crate::run::Progress;
 
@@ -48,15 +48,7 @@ struct Window {
 #[derive(Default)]
 struct VolumeState {
     tree: TreeBuilder,
-    groups: HashMap<u64, Group>,
     new: Counts,
-}
-
-/// A group of 256 segments under way.
-#[derive(Default)]
-struct Group {
-    leaves: Vec<(usize, NodeRef)>,
-    plan: Option<(Vec<NodeRef>, usize)>,
 }
 
 impl<'a> Assembler<'a> {
@@ -108,8 +100,7 @@ impl<'a> Assembler<'a> {
             }
             Event::Group { volume, group, plan: GroupPlan::Segments { refs, jobs } } => {
                 let state = &mut self.volumes[usize::from(volume)];
-                state.groups.entry(group).or_default().plan = Some((refs, jobs));
-                self.close_group(volume, group)
+                state.tree.plan(group, refs, jobs, &mut self.nodes)
             }
         }
     }
@@ -127,35 +118,7 @@ impl<'a> Assembler<'a> {
             leaf.encode_into(&mut encoded);
             let node = self.nodes.put(&encoded)?;
             Progress::add(&self.shared.run.progress.done_bytes, bytes);
-            self.set_leaf(volume, segment, Some(node))?;
-        }
-        Ok(())
-    }
-
-    fn set_leaf(&mut self, volume: u16, segment: SegmentNo, node: NodeRef) -> Result<()> {
-        let (group, slot) = (segment.0 / GROUP_SEGMENTS, (segment.0 % GROUP_SEGMENTS) as usize);
-        let state = &mut self.volumes[usize::from(volume)];
-        state.groups.entry(group).or_default().leaves.push((slot, node));
-        self.close_group(volume, group)
-    }
-
-    /// Puts a group's node into the tree once all its segments are there.
-    fn close_group(&mut self, volume: u16, group: u64) -> Result<()> {
-        let state = &mut self.volumes[usize::from(volume)];
-        let complete = state
-            .groups
-            .get(&group)
-            .is_some_and(|g| g.plan.as_ref().is_some_and(|(_, jobs)| g.leaves.len() == *jobs));
-        if !complete {
-            return Ok(());
-        }
-        if let Some(Group { leaves, plan: Some((mut refs, _)) }) = state.groups.remove(&group) {
-            for (slot, node) in leaves {
-                if let Some(place) = refs.get_mut(slot) {
-                    *place = node;
-                }
-            }
-            state.tree.set_leaves(group, &refs, &mut self.nodes)?;
+            self.volumes[usize::from(volume)].tree.set_leaf(segment, Some(node), &mut self.nodes)?;
         }
         Ok(())
     }
@@ -164,7 +127,7 @@ impl<'a> Assembler<'a> {
         let states = std::mem::take(&mut self.volumes);
         let mut assembled = Vec::with_capacity(states.len());
         for (volume, state) in self.job.point.volumes.iter().zip(states) {
-            if !state.groups.is_empty() || !self.windows.is_empty() {
+            if !state.tree.is_complete() || !self.windows.is_empty() {
                 return Err(Error::Invalid {
                     what: format!("internal error: segments of {} are missing", volume.name),
                 });

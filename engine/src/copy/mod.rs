@@ -227,8 +227,7 @@ pub fn run(
     let lease = destination.lease("copy").map_err(in_destination)?;
     let collection = destination.collection().map_err(in_destination)?;
     there = destination.point_ids().map_err(in_destination)?.into_iter().collect();
-    let of_source_now = source.fresh_index().map_err(in_source)?;
-    of_source_now.exclude(source.collection().map_err(in_source)?.for_readers());
+    source.index_now().map_err(in_source)?;
     let claims = Claims::new(destination.fresh_index().map_err(in_destination)?);
     let mut excluded = collection.for_writers();
     let lost = match destination.store().habits().lists_cheaply {

@@ -1,11 +1,14 @@
 //! Builds a tree from finished groups of 256 segments; what is held is one reference per GiB.
 
+use std::collections::HashMap;
+
 use crate::error::Result;
 use crate::format::node::{NodeRef, encode_inner};
 use crate::format::point::Root;
-use crate::id::NodeId;
+use crate::id::{NodeId, SegmentNo};
 use crate::limits::NODE_FANOUT;
 
+use super::GROUP_SEGMENTS;
 use super::tree::Shape;
 
 /// Where encoded nodes go: stored unless the repository has them.
@@ -14,15 +17,64 @@ pub trait NodeSink {
     fn put(&mut self, node: &[u8]) -> Result<NodeId>;
 }
 
-/// Groups finished so far of one volume.
+/// A group under way: leaves that came, with their places, and what is known of the rest.
+#[derive(Default)]
+struct Open {
+    leaves: Vec<(usize, NodeRef)>,
+    plan: Option<(Vec<NodeRef>, usize)>,
+}
+
+/// Groups finished so far of one volume, and those under way.
 #[derive(Default)]
 pub struct TreeBuilder {
     groups: Vec<NodeRef>,
+    open: HashMap<u64, Open>,
     /// The only segment's leaf, if the volume has one segment: then it is the root.
     single: Option<NodeRef>,
 }
 
 impl TreeBuilder {
+    /// Sets a segment's leaf; they may come in any order, before or after the plan of their group.
+    pub fn set_leaf(&mut self, segment: SegmentNo, leaf: NodeRef, sink: &mut dyn NodeSink) -> Result<()> {
+        let (group, slot) = (segment.0 / GROUP_SEGMENTS, (segment.0 % GROUP_SEGMENTS) as usize);
+        self.open.entry(group).or_default().leaves.push((slot, leaf));
+        self.close(group, sink)
+    }
+
+    /// Says what a group consists of: these leaves, but for `jobs` of them that come by [`set_leaf`](Self::set_leaf).
+    pub fn plan(
+        &mut self,
+        group: u64,
+        leaves: Vec<NodeRef>,
+        jobs: usize,
+        sink: &mut dyn NodeSink,
+    ) -> Result<()> {
+        self.open.entry(group).or_default().plan = Some((leaves, jobs));
+        self.close(group, sink)
+    }
+
+    /// True if no group is under way.
+    pub fn is_complete(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Makes a group's node once all its leaves are there.
+    fn close(&mut self, group: u64, sink: &mut dyn NodeSink) -> Result<()> {
+        let complete = |open: &Open| open.plan.as_ref().is_some_and(|(_, jobs)| open.leaves.len() == *jobs);
+        if !self.open.get(&group).is_some_and(complete) {
+            return Ok(());
+        }
+        if let Some(Open { leaves, plan: Some((mut refs, _)) }) = self.open.remove(&group) {
+            for (slot, leaf) in leaves {
+                if let Some(place) = refs.get_mut(slot) {
+                    *place = leaf;
+                }
+            }
+            self.set_leaves(group, &refs, sink)?;
+        }
+        Ok(())
+    }
+
     /// Sets group `index` from the references of its leaves.
     pub fn set_leaves(&mut self, index: u64, leaves: &[NodeRef], sink: &mut dyn NodeSink) -> Result<()> {
         if index == 0 && leaves.len() == 1 {
