@@ -48,7 +48,13 @@ pub fn home() -> PathBuf {
 
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+    free_ports::<1>()[0]
+}
+
+/// Ports that nobody listens on, all different: asked for one by one, the same may come twice.
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap());
+    std::array::from_fn(|n| listeners[n].local_addr().unwrap().port())
 }
 
 /// A running server.
@@ -180,7 +186,7 @@ impl Seaweed {
         ];
         let config = serde_json::json!({ "identities": identities });
         std::fs::write(dir.join("s3.json"), config.to_string()).unwrap();
-        let ports = std::array::from_fn(|_| free_port());
+        let ports = free_ports();
         let mut seaweed = Self { process: Self::spawn(dir, &ports), dir: dir.to_owned(), ports };
         seaweed.wait();
         seaweed.create_bucket(BUCKET);

@@ -207,9 +207,11 @@ mod tests {
             writers: vec!["backup on web (process 7)".into()],
         }];
         let words = text(&args, &report, 5, Spent::default());
-        for expected in
-            ["25.0 %", "condemned", "2 condemned packs until 2023-11-14T22:13:20Z and for backup on web"]
-        {
+        for expected in [
+            "1 MiB (25 %)",
+            "condemned",
+            "2 condemned packs until 2023-11-14T22:13:20Z and for backup on web",
+        ] {
             assert!(words.contains(expected), "{expected} in {words}");
         }
         let json = serde_json::to_value(json(&args, &report, 5, Spent::default())).unwrap();
