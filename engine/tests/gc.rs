@@ -205,11 +205,12 @@ struct World {
     /// Contents by point.
     contents: HashMap<String, Vec<u8>>,
     killed_contents: Vec<Vec<u8>>,
+    crowded: bool,
     log: Vec<String>,
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(crowded: bool) -> Self {
         let objects = Arc::new(MemoryStore::default());
         let free = Arc::new(Gate::default());
         free.set(|state| state.free = true);
@@ -227,6 +228,7 @@ impl World {
             actors: Vec::new(),
             contents: HashMap::new(),
             killed_contents: Vec::new(),
+            crowded,
             log: Vec::new(),
         }
     }
@@ -297,24 +299,26 @@ impl World {
 
     fn step(&mut self, rng: &mut Rng) {
         let say = |log: &mut Vec<String>, text: String| log.push(text);
-        match rng.below(12) {
-            0..=2 if self.actors.len() < 4 => {
+        // Half of the histories have more collectors than writers, at closer quarters.
+        let (crowd, collectors, longest) = if self.crowded { (6, 4, 5) } else { (4, 2, 12) };
+        match rng.below(10 + collectors) {
+            0..=2 if self.actors.len() < crowd => {
                 say(&mut self.log, "start a backup".into());
                 self.start("backup", rng);
             }
-            3 | 4 if self.actors.len() < 4 => {
+            10.. if self.actors.len() < crowd => {
                 say(&mut self.log, "start a collection".into());
                 self.start("gc", rng);
             }
-            5..=8 if !self.actors.is_empty() => {
+            3..=7 if !self.actors.is_empty() => {
                 let number = rng.below(self.actors.len() as u64) as usize;
-                let permits = 1 + rng.below(12);
+                let permits = 1 + rng.below(longest);
                 let actor = &self.actors[number];
                 say(&mut self.log, format!("{permits} steps of {} {number}", actor.what));
                 actor.gate.set(|state| state.permits += permits);
                 actor.gate.settle();
             }
-            9 | 10 if !self.actors.is_empty() => {
+            8 if !self.actors.is_empty() => {
                 let number = rng.below(self.actors.len() as u64) as usize;
                 let kill = rng.below(3) == 0;
                 say(
@@ -338,9 +342,9 @@ impl World {
 
 fn history(seed: u64) {
     let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let mut world = World::new();
+    let mut world = World::new(seed.is_multiple_of(2));
     world.log.push(format!("seed {seed}"));
-    for step in 0..40 {
+    for step in 0..if world.crowded { 90 } else { 40 } {
         world.step(&mut rng);
         if step % 8 == 7 {
             world.check();

@@ -143,6 +143,15 @@ impl GcReport {
     }
 }
 
+/// What a pass has seen.
+struct Sight {
+    present: Present,
+    index: Arc<Index>,
+    uses: Uses,
+    /// Packs that earlier rounds are about.
+    spoken_for: HashSet<ObjectId>,
+}
+
 /// True if an index segment was merged into another one and deleted since the list was read.
 fn is_merged_away(error: &Error) -> bool {
     matches!(error, Error::Missing { object, .. } if object.starts_with(ObjectKind::Index.prefix()))
@@ -160,10 +169,11 @@ struct Pass<'a> {
 impl Pass<'_> {
     /// True if something was condemned.
     fn run(&mut self) -> Result<bool> {
-        // In this order: a pack that is there, belongs to no writer under way and is in no index read afterwards, is nobody's.
+        // The order matters. Packs before writers before the index: a pack that is there, belongs to no writer under way and is in no index read afterwards, is nobody's.
+        // Rounds before writers before points: who is in a fence and has no lease now has ended, and what it published is among the points.
         let present = packs::list(self.repo.store().as_ref())?;
-        let writers = self.writers()?;
         let collection = self.repo.collection()?;
+        let writers = self.writers()?;
         let points = self.repo.point_ids()?;
         let (index, uses) = self.mark(&collection, &points, &present)?;
         self.report.points = points.len() as u64;
@@ -190,10 +200,12 @@ impl Pass<'_> {
 
         let mut spoken_for = gone;
         spoken_for.extend(collection.condemned());
-        let condemned = self.condemn(&index, &uses, &present, &collection, &spoken_for, &points, |pack| {
-            writers.is_empty() || known_candidates.contains(&pack)
-        })?;
-        self.rewrite_index(&uses)?;
+        let knows = collection.rounds.iter().map(|round| round.id.to_string()).collect();
+        let record = Condemned { knows, points, ..Condemned::default() };
+        let sight = Sight { present, index, uses, spoken_for };
+        let condemned =
+            self.condemn(&sight, record, |pack| writers.is_empty() || known_candidates.contains(&pack))?;
+        self.rewrite_index(&sight.uses)?;
         Ok(condemned)
     }
 
@@ -362,26 +374,14 @@ impl Pass<'_> {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
     /// Condemns what nothing needs, and packs of which little is needed after moving that. `may` says which of the needless ones cannot be those of a writer under way.
-    fn condemn(
-        &mut self,
-        index: &Arc<Index>,
-        uses: &Uses,
-        present: &Present,
-        collection: &Collection,
-        spoken_for: &HashSet<ObjectId>,
-        points: &[PointId],
-        may: impl Fn(Pack) -> bool,
-    ) -> Result<bool> {
-        let knows = collection.rounds.iter().map(|round| round.id.to_string()).collect();
-        let mut record = Condemned { points: points.to_vec(), knows, ..Condemned::default() };
+    fn condemn(&mut self, sight: &Sight, mut record: Condemned, may: impl Fn(Pack) -> bool) -> Result<bool> {
         let mut to_move: Vec<(Pack, Use, u64)> = Vec::new();
-        present.each(|pack, bytes| {
-            if spoken_for.contains(&pack.id) {
+        sight.present.each(|pack, bytes| {
+            if sight.spoken_for.contains(&pack.id) {
                 return;
             }
-            match uses.of(&pack.id) {
+            match sight.uses.of(&pack.id) {
                 Some(used) if used.needed_bytes > 0 => {
                     if used.needed_bytes * WORTH_MOVING.1 < bytes * WORTH_MOVING.0 {
                         to_move.push((pack, used, bytes));
@@ -408,7 +408,7 @@ impl Pass<'_> {
         let moving: HashSet<ObjectId> = to_move.iter().map(|(pack, ..)| pack.id).collect();
         let moved = match self.lease {
             None => true,
-            Some(_) => match repack::run(self.repo, index, uses, &moving, &|| self.stop()) {
+            Some(_) => match repack::run(self.repo, &sight.index, &sight.uses, &moving, &|| self.stop()) {
                 Err(error) if is_merged_away(&error) => {
                     tracing::debug!("nothing is moved this time: {error}");
                     false
