@@ -18,7 +18,8 @@ fn ok(value: &Value) -> Answer {
 }
 
 fn body<T: serde::de::DeserializeOwned>(request: &Request) -> io::Result<T> {
-    serde_json::from_slice(&request.body).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))
+    let text: &[u8] = if request.body.is_empty() { b"null" } else { &request.body };
+    serde_json::from_slice(text).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))
 }
 
 fn number(request: &Request, name: &str) -> io::Result<u64> {

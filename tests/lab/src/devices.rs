@@ -213,7 +213,7 @@ fn size_bytes(node: &Path) -> io::Result<u64> {
 
 fn link(target: &Path, at: &Path) -> io::Result<()> {
     match fs::remove_file(at) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => symlink(target, at),
     }
 }

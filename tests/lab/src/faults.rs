@@ -9,7 +9,6 @@ use crate::api::filter::like;
 
 /// When a fault happens, and which.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Actions, with wildcards: `*`, `Describe*`, `GetSnapshotBlock`.
     #[serde(default = "any")]

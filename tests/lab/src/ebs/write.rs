@@ -179,9 +179,11 @@ fn started(snapshot: &Snapshot, now: i64) -> Answer {
         "VolumeSize": snapshot.size_gib,
         "BlockSize": BLOCK_BYTES,
         "Tags": tags,
-        "Description": snapshot.description,
         "SseType": if snapshot.encrypted { "sse-kms" } else { "none" },
     });
+    if !snapshot.description.is_empty() {
+        body["Description"] = json!(snapshot.description);
+    }
     if let Some(parent) = &snapshot.parent {
         body["ParentSnapshotId"] = json!(parent);
     }

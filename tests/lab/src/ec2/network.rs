@@ -6,12 +6,15 @@ use super::{Call, Target};
 use crate::api::{ApiError, ApiResult, Filters, page};
 use crate::state::{SecurityGroup, Tags, tag_set};
 
+/// How to get the id and the tags of something.
+type Of<T> = (fn(&T) -> &str, fn(&T) -> &Tags);
+
 /// One describe call of things without a life of their own: ids, filters, pages.
 fn list<T: Clone>(
     call: &Call<'_>,
     all: Vec<T>,
     ids: (&str, &str, &str),
-    of: (fn(&T) -> &str, fn(&T) -> &Tags),
+    of: Of<T>,
     known: &[&str],
     field: impl Fn(&T, &str) -> Option<Vec<String>>,
 ) -> ApiResult<(Vec<T>, Option<String>)> {

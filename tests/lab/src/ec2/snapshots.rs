@@ -158,8 +158,11 @@ pub(super) fn create_set(call: &Call<'_>) -> ApiResult<Value> {
         if excluded.len() > 127 {
             return Err(ApiError::value("At most 127 data volumes can be excluded."));
         }
-        let chosen: Vec<&Volume> =
-            attached.iter().filter(|v| !excluded.contains(&v.id) && !(without_root && is_root(v))).collect();
+        let chosen: Vec<&Volume> = attached
+            .iter()
+            .filter(|v| !excluded.contains(&v.id))
+            .filter(|v| !without_root || !is_root(v))
+            .collect();
         if chosen.is_empty() {
             return Err(ApiError::value("There are no volumes to take snapshots of"));
         }
