@@ -229,6 +229,7 @@ class Writing(Case):
         self.assertEqual(ec2.describe_snapshots(SnapshotIds=[snapshot])["Snapshots"][0]["State"], "error")
 
     def test_pending_limit(self):
+        lab("POST", "advance?ms=3600001")
         settings(limits={"pending_snapshots": 1})
         ebs.start_snapshot(VolumeSize=1)
         self.refused("ConcurrentLimitExceededException", 400, ebs.start_snapshot, VolumeSize=1)

@@ -6,14 +6,19 @@ import time
 from harness import *
 
 
+def text(path):
+    with open(path) as file:
+        return file.read().strip()
+
+
 class Volumes(Case):
     def test_life(self):
         settings(timing={"volume_ms": 300, "delete_ms": 200})
-        made = ec2.create_volume(AvailabilityZone=ZONE, Size=3, VolumeType="gp3", Iops=4000, Throughput=250,
+        made = ec2.create_volume(AvailabilityZone=ZONE, Size=30, VolumeType="gp3", Iops=4000, Throughput=250,
                                  TagSpecifications=specification("volume", Name="v", run="7"))
         self.assertEqual(made["State"], "creating")
         shown = ec2.describe_volumes(VolumeIds=[made["VolumeId"]])["Volumes"][0]
-        self.assertEqual((shown["Size"], shown["Iops"], shown["Throughput"], shown["Encrypted"]), (3, 4000, 250, False))
+        self.assertEqual((shown["Size"], shown["Iops"], shown["Throughput"], shown["Encrypted"]), (30, 4000, 250, False))
         self.refused("IncorrectState", 400, ec2.attach_volume, VolumeId=made["VolumeId"], InstanceId=PROXY, Device="/dev/sdz")
         self.available(made["VolumeId"])
         ec2.delete_volume(VolumeId=made["VolumeId"])
@@ -94,9 +99,9 @@ class Volumes(Case):
     def test_modify(self):
         settings(timing={"modify_ms": 200})
         volume = self.volume(size=2, VolumeType="gp2")
-        change = ec2.modify_volume(VolumeId=volume, Size=4, VolumeType="gp3", Throughput=300, Iops=4000)["VolumeModification"]
-        self.assertEqual((change["OriginalSize"], change["TargetSize"], change["ModificationState"]), (2, 4, "modifying"))
-        self.refused("IncorrectModificationState", 400, ec2.modify_volume, VolumeId=volume, Size=5)
+        change = ec2.modify_volume(VolumeId=volume, Size=40, VolumeType="gp3", Throughput=300, Iops=4000)["VolumeModification"]
+        self.assertEqual((change["OriginalSize"], change["TargetSize"], change["ModificationState"]), (2, 40, "modifying"))
+        self.refused("IncorrectModificationState", 400, ec2.modify_volume, VolumeId=volume, Size=50)
         until(lambda: ec2.describe_volumes_modifications(VolumeIds=[volume])["VolumesModifications"][0]["ModificationState"] == "completed")
         self.refused("InvalidParameterValue", 400, ec2.modify_volume, VolumeId=volume, Size=3)
         self.assertEqual(ec2.describe_volume_status(VolumeIds=[volume])["VolumeStatuses"][0]["VolumeStatus"]["Status"], "ok")
@@ -136,11 +141,11 @@ class Attaching(Case):
         self.refused("VolumeInUse", 400, ec2.attach_volume, VolumeId=volume, InstanceId=PROXY, Device="/dev/sdg")
         until(lambda: ec2.describe_volumes(VolumeIds=[volume])["Volumes"][0]["Attachments"][0]["State"] == "attached")
         node = until(lambda: self.node(volume))
-        serials = {open(f).read().strip(): f for f in glob.glob(f"{os.environ['LAB_SYS']}/class/nvme/*/serial")}
+        serials = {text(f): f for f in glob.glob(f"{os.environ['LAB_SYS']}/class/nvme/*/serial")}
         controller = serials[volume.replace("-", "")].split("/")[-2]
         block = f"{os.environ['LAB_SYS']}/block/{controller}n1"
-        self.assertEqual(open(f"{block}/device/serial").read().strip(), volume.replace("-", ""))
-        self.assertEqual(int(open(f"{block}/size").read()) * 512, 1 << 30)
+        self.assertEqual(text(f"{block}/device/serial"), volume.replace("-", ""))
+        self.assertEqual(int(text(f"{block}/size")) * 512, 1 << 30)
         self.assertEqual(os.path.realpath(f"{os.environ['LAB_DEV']}/{controller}n1"), node)
         disk = os.open(node, os.O_RDWR | os.O_DIRECT)
         page = mmap.mmap(-1, 4096)

@@ -149,6 +149,11 @@ impl Params {
         self.all.keys().filter(|key| !read.contains(*key)).cloned().collect()
     }
 
+    /// Counts all parameters as looked at: those of a repeated call were, the first time.
+    pub fn read_all(&self) {
+        self.read.borrow_mut().extend(self.all.keys().cloned());
+    }
+
     /// Names of all parameters.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.all.keys().map(String::as_str)

@@ -205,7 +205,10 @@ impl<'a> Call<'a> {
         }
         match region.tokens.get(&(self.action.to_owned(), token.to_owned())) {
             None => Ok(None),
-            Some((same, ids)) if *same == self.params.fingerprint() => Ok(Some(ids.clone())),
+            Some((same, ids)) if *same == self.params.fingerprint() => {
+                self.params.read_all();
+                Ok(Some(ids.clone()))
+            }
             Some(_) => {
                 let message = format!(
                     "Arguments on this idempotent request are inconsistent with arguments used in previous request(s). (client token {token})"
