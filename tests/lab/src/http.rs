@@ -41,6 +41,22 @@ impl Request {
         self.headers.get(name)?.to_str().ok()
     }
 
+    /// A GET without a body.
+    #[cfg(test)]
+    pub fn get(path: &str, query: &str, headers: &[(&'static str, &'static str)]) -> Self {
+        let value = hyper::header::HeaderValue::from_static;
+        let named = |(name, text): &(&'static str, &'static str)| {
+            (hyper::header::HeaderName::from_static(name), value(text))
+        };
+        Self {
+            method: "GET".into(),
+            path: path.into(),
+            query: query.into(),
+            headers: headers.iter().map(named).collect(),
+            body: Bytes::new(),
+        }
+    }
+
     /// A parameter of the query.
     pub fn query(&self, name: &str) -> Option<String> {
         let mut pairs = form_urlencoded::parse(self.query.as_bytes());

@@ -72,7 +72,7 @@ impl Core {
         format!("{}{letter}", self.options.region)
     }
 
-    /// Puts an instance into the account that has been there for a while, and an image it was made of.
+    /// Puts an instance into the account that has been there for a while, and an image it was made of. The proxy's volumes but the first have devices.
     pub fn add_instance(&self, spec: &InstanceSpec) -> io::Result<Placed> {
         let architecture = types::architecture(&spec.instance_type).map_err(|e| invalid(e.message))?;
         let zone = self.zone(&spec.zone);
@@ -104,6 +104,10 @@ impl Core {
             }
             let instance = instance(region, spec, &id, architecture, now)?;
             region.instances.insert(id, instance);
+            for volume in placed.volumes.iter().skip(usize::from(spec.proxy)).filter(|_| spec.proxy) {
+                let device = region.volumes[volume].attachment.as_ref().map(|a| a.device.clone());
+                crate::ec2::appear(self, region, volume, &device.unwrap_or_default(), None)?;
+            }
             Ok(placed)
         })
     }

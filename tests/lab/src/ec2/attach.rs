@@ -54,8 +54,14 @@ fn check_room(call: &Call<'_>, region: &Region, instance: &str, device: &str) ->
     Ok(())
 }
 
-/// Makes the device of a volume that came to the proxy, now or when udev would.
-pub fn appear(core: &Arc<Core>, region: &Region, volume: &str, device: &str, wait_ms: i64) -> ApiResult<()> {
+/// Makes the device of a volume that came to the proxy: now, or with the core handed over as `later`, after so many milliseconds, as udev does.
+pub fn appear(
+    core: &Core,
+    region: &Region,
+    volume: &str,
+    device: &str,
+    later: Option<(&Arc<Core>, i64)>,
+) -> std::io::Result<()> {
     let Some(volume) = region.volumes.get(volume) else { return Ok(()) };
     let Some(attachment) = &volume.attachment else { return Ok(()) };
     let Some(proxy) = region.instances.get(&attachment.instance_id).filter(|i| i.proxy) else {
@@ -64,16 +70,12 @@ pub fn appear(core: &Arc<Core>, region: &Region, volume: &str, device: &str, wai
     let xen = proxy.xen().then(|| format!("xvd{}", place(device)));
     volume.file.fill()?;
     volume.file.others_may_write();
-    core.devices.attach(
-        &volume.id,
-        volume.file.path(),
-        xen.as_deref(),
-        core.options.seed + region.volumes.len() as u64,
-    )?;
+    let shuffle = core.options.seed + region.volumes.len() as u64;
+    core.devices.attach(&volume.id, volume.file.path(), xen.as_deref(), shuffle)?;
     let id = volume.id.clone();
-    if wait_ms <= 0 {
-        return Ok(core.devices.appear(&id)?);
-    }
+    let Some((core, wait_ms)) = later.filter(|(_, wait_ms)| *wait_ms > 0) else {
+        return core.devices.appear(&id);
+    };
     let core = core.clone();
     std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(u64::try_from(wait_ms).unwrap_or(0)));
@@ -131,7 +133,8 @@ pub(super) fn attach(call: &Call<'_>) -> ApiResult<Value> {
             volume.attachment = Some(attachment);
         }
         let timing = &call.settings.timing;
-        appear(call.core, region, id, device, timing.attach_ms + timing.udev_ms)?;
+        let later = Some((call.core, timing.attach_ms + timing.udev_ms));
+        appear(call.core, region, id, device, later)?;
         Ok(answer)
     })
 }

@@ -13,6 +13,7 @@ mod volumes;
 
 use serde_json::Value;
 
+pub(crate) use attach::appear;
 pub use call::{Call, Target};
 pub use launch::free_ip;
 

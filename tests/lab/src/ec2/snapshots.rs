@@ -155,8 +155,8 @@ pub(super) fn create_set(call: &Call<'_>) -> ApiResult<Value> {
                 return Err(ApiError::value(message));
             }
         }
-        if excluded.len() > 127 {
-            return Err(ApiError::value("At most 127 data volumes can be excluded."));
+        if excluded.len() > 40 {
+            return Err(ApiError::value("At most 40 data volumes can be excluded."));
         }
         let chosen: Vec<&Volume> = attached
             .iter()
