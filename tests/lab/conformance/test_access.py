@@ -37,6 +37,22 @@ class Policies(Case):
         made = ec2.create_volume(AvailabilityZone=ZONE, Size=1, TagSpecifications=specification("volume", by="penstock"))["VolumeId"]
         self.refused("UnauthorizedOperation", 403, ec2.create_tags, Resources=[made], Tags=tag(a="1"))
 
+    def test_keys_and_roles_that_are_handed_on(self):
+        key = ec2.get_ebs_default_kms_key_id()["KmsKeyId"].replace("key/", "key/own-")
+        snapshot = self.snapshot(self.volume(Encrypted=True, KmsKeyId=key))
+        ec2_only = {"Effect": "Allow", "Action": ["ec2:*", "ebs:*"], "Resource": "*"}
+        policy(ec2_only)
+        lost = ec2.create_volume(AvailabilityZone=ZONE, SnapshotId=snapshot)["VolumeId"]
+        self.refused("InvalidVolume.NotFound", 400, ec2.describe_volumes, VolumeIds=[lost])
+        self.assertEqual(self.refused("AccessDeniedException", 403, ebs.list_snapshot_blocks, SnapshotId=snapshot)["Reason"], "DEPENDENCY_ACCESS_DENIED")
+        image = ec2.describe_images(Owners=["137112412989"])["Images"][0]["ImageId"]
+        ask = dict(ImageId=image, MinCount=1, MaxCount=1, InstanceType="m5.large", IamInstanceProfile={"Name": "penstock-proxy"}, DryRun=True)
+        self.assertIn("iam:PassRole", self.refused("UnauthorizedOperation", 403, ec2.run_instances, **ask)["Error"]["Message"])
+        policy(ec2_only, {"Effect": "Allow", "Action": "kms:*", "Resource": key}, {"Effect": "Allow", "Action": "iam:PassRole", "Resource": "arn:aws:iam::*:role/penstock-proxy"})
+        self.refused("DryRunOperation", 412, ec2.run_instances, **ask)
+        self.available(ec2.create_volume(AvailabilityZone=ZONE, SnapshotId=snapshot)["VolumeId"])
+        self.blocks(snapshot)
+
     def test_signatures(self):
         wrong = client("ec2", aws_access_key_id=KEY, aws_secret_access_key="wrong")
         self.refused("AuthFailure", 401, wrong.describe_volumes)

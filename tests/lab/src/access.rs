@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::clock::Ms;
-use crate::state::Ids;
+use crate::policy::{Decision, Question, decide};
+use crate::state::{Ids, Region};
 
 /// The access key that may do everything.
 pub const KEY_ID: &str = "AKIAPENSTOCKLAB00001";
@@ -68,6 +69,23 @@ pub struct Caller {
     pub user_id: String,
     /// What it may do; everything if there is none.
     pub policy: Option<Value>,
+}
+
+impl Caller {
+    /// Whether the policy allows these actions on a KMS key. For the key that AWS made for EBS, nothing is asked.
+    pub fn may_use_key(&self, region: &Region, key: &str, actions: &[&str]) -> bool {
+        let Some(policy) = self.policy.as_ref().filter(|_| key != region.default_kms_key) else {
+            return true;
+        };
+        let context = BTreeMap::from([(
+            "kms:ViaService".to_owned(),
+            vec![format!("ec2.{}.amazonaws.com", region.name)],
+        )]);
+        let allowed = |action: &&str| {
+            decide(policy, &Question { action, resource: key, context: &context }) == Decision::Allowed
+        };
+        actions.iter().all(allowed)
+    }
 }
 
 /// All keys and roles.

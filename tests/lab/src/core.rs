@@ -12,11 +12,14 @@ use crate::api::ApiResult;
 use crate::blocks::{BlockMap, BlockStore, VolumeFile};
 use crate::calls::Calls;
 use crate::clock::Clock;
-use crate::devices::Devices;
+use crate::devices::{self, Devices};
 use crate::faults::Faults;
 use crate::options::{Limits, Options, Quotas, Timing};
 use crate::quota::Meters;
 use crate::state::{Ids, Region, World};
+
+/// How temporary roots are called.
+const TEMPORARY: &str = "penstock-lab-";
 
 /// The lab without its server. Fields are dropped in this order: devices before the files they stand on.
 #[derive(Debug)]
@@ -63,12 +66,15 @@ impl Core {
         let (root, temporary) = match &options.root {
             Some(root) => (root.clone(), None),
             None => {
-                let dir = tempfile::Builder::new().prefix("penstock-lab-").tempdir()?;
+                let dir = tempfile::Builder::new().prefix(TEMPORARY).tempdir()?;
                 (dir.path().to_owned(), Some(dir))
             }
         };
         std::fs::create_dir_all(&root)?;
         let root = root.canonicalize()?;
+        if temporary.is_some() {
+            devices::remove_dead(&root, TEMPORARY)?;
+        }
         let devices = Devices::new(&root, options.devices)?;
         let volumes = root.join("volumes");
         if volumes.exists() {

@@ -83,8 +83,10 @@ impl Devices {
                 // the search for a free device races with other users of loop devices
                 let mut last = io::Error::other("no loop device");
                 let mut made = None;
-                for _ in 0..20 {
-                    match tool("losetup", &["--direct-io=on", "--find", "--show", file]) {
+                for attempt in 0..20 {
+                    // not every file system can do direct I/O
+                    let direct = if attempt < 10 { "--direct-io=on" } else { "--direct-io=off" };
+                    match tool("losetup", &[direct, "--find", "--show", file]) {
                         Ok(node) => {
                             made = Some(PathBuf::from(node));
                             break;
@@ -187,6 +189,12 @@ impl Devices {
         }
     }
 
+    /// Takes all links and devices away.
+    pub fn detach_all(&self) {
+        let volumes: Vec<String> = self.attached().keys().cloned().collect();
+        volumes.iter().for_each(|volume| self.detach(volume));
+    }
+
     /// Makes reads of an attached device fail from now on, as when the volume is torn away. The file is empty afterwards.
     pub fn break_off(&self, volume: &str, file: &Path) -> io::Result<()> {
         fs::File::options().write(true).open(file)?.set_len(0)?;
@@ -201,8 +209,7 @@ impl Devices {
 
 impl Drop for Devices {
     fn drop(&mut self) {
-        let volumes: Vec<String> = self.attached().keys().cloned().collect();
-        volumes.iter().for_each(|volume| self.detach(volume));
+        self.detach_all();
     }
 }
 
@@ -218,15 +225,37 @@ fn link(target: &Path, at: &Path) -> io::Result<()> {
     }
 }
 
+/// Files behind loop devices, by device.
+fn loops() -> Vec<(String, PathBuf)> {
+    let list = tool("losetup", &["--list", "--noheadings", "--raw", "--output", "NAME,BACK-FILE"])
+        .unwrap_or_default();
+    let pair =
+        |line: &str| line.split_once(' ').map(|(name, file)| (name.to_owned(), PathBuf::from(file.trim())));
+    list.lines().filter_map(pair).collect()
+}
+
 /// Removes loop devices over files below `root`.
 fn remove_loops(root: &Path) {
-    let Ok(list) = tool("losetup", &["--list", "--noheadings", "--raw", "--output", "NAME,BACK-FILE"]) else {
-        return;
-    };
-    for line in list.lines() {
-        let Some((name, file)) = line.split_once(' ') else { continue };
-        if Path::new(file.trim()).starts_with(root) {
-            let _ = tool("losetup", &["--detach", name]);
+    for (name, _) in loops().into_iter().filter(|(_, file)| file.starts_with(root)) {
+        let _ = tool("losetup", &["--detach", &name]);
+    }
+}
+
+/// The file in a lab's root that says which process it belongs to.
+const PROCESS: &str = "process";
+
+/// Removes what labs with temporary roots left behind when they were killed. `prefix`: how their directories beside `root` are called.
+pub fn remove_dead(root: &Path, prefix: &str) -> io::Result<()> {
+    fs::write(root.join(PROCESS), std::process::id().to_string())?;
+    for entry in fs::read_dir(root.parent().unwrap_or(root))?.flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(prefix) {
+            continue;
+        }
+        let Ok(process) = fs::read_to_string(entry.path().join(PROCESS)) else { continue };
+        if process.parse::<u32>().is_ok_and(|process| !Path::new(&format!("/proc/{process}")).exists()) {
+            remove_loops(&entry.path());
+            let _ = fs::remove_dir_all(entry.path());
         }
     }
+    Ok(())
 }

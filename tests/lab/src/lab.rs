@@ -85,5 +85,6 @@ impl Drop for Lab {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        self.core.devices.detach_all();
     }
 }

@@ -14,15 +14,15 @@ use serde_json::json;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// Where to listen; port 0 takes a free one.
-    #[arg(long, default_value = "127.0.0.1:0")]
-    listen: SocketAddr,
+    /// Where to listen; a free port of 127.0.0.1 by default.
+    #[arg(long)]
+    listen: Option<SocketAddr>,
     /// Directory of volumes, blocks and devices; a temporary one by default. What an earlier lab left in it is removed.
     #[arg(long)]
     root: Option<PathBuf>,
-    /// Region of the scenario.
-    #[arg(long, default_value = "us-east-1")]
-    region: String,
+    /// Region of the scenario; us-east-1 by default.
+    #[arg(long)]
+    region: Option<String>,
     /// The account at the start, as JSON.
     #[arg(long)]
     scenario: Option<PathBuf>,
@@ -32,9 +32,9 @@ struct Arguments {
     /// Append every call to this file, a line of JSON each.
     #[arg(long)]
     log: Option<PathBuf>,
-    /// Seed of ids, tokens and faults.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    /// Seed of ids, tokens and faults; 1 by default.
+    #[arg(long)]
+    seed: Option<u64>,
     /// Every state is reached at once.
     #[arg(long)]
     instant: bool,
@@ -53,10 +53,10 @@ fn read<T: serde::de::DeserializeOwned>(path: &PathBuf) -> Result<T, String> {
 
 fn options(arguments: Arguments) -> Result<Options, String> {
     let mut options: Options = arguments.options.as_ref().map_or_else(|| Ok(Options::default()), read)?;
-    options.listen = arguments.listen;
+    options.listen = arguments.listen.unwrap_or(options.listen);
     options.root = arguments.root.or(options.root);
-    options.region = arguments.region;
-    options.seed = arguments.seed;
+    options.region = arguments.region.unwrap_or(options.region);
+    options.seed = arguments.seed.unwrap_or(options.seed);
     options.log = arguments.log.or(options.log);
     if let Some(path) = &arguments.scenario {
         options.scenario = read::<Scenario>(path)?;

@@ -13,6 +13,8 @@ use crate::state::Tags;
 pub struct Scenario {
     /// Further security groups of the default VPC: name → description.
     pub security_groups: std::collections::BTreeMap<String, String>,
+    /// Further subnets of the default VPC.
+    pub subnets: Vec<SubnetSpec>,
     /// Names of key pairs.
     pub key_pairs: Vec<String>,
     /// Names of instance profiles.
@@ -29,6 +31,18 @@ pub struct Scenario {
     pub instances: Vec<InstanceSpec>,
     /// Volumes that are attached nowhere.
     pub volumes: Vec<VolumeSpec>,
+}
+
+/// A subnet of the scenario.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SubnetSpec {
+    /// Letter of its zone.
+    pub zone: String,
+    /// Its addresses: `172.31.64.0/24`.
+    pub cidr: String,
+    /// Its tags.
+    pub tags: Tags,
 }
 
 /// An instance of the scenario. `InstanceSpec::default()` is a `m5.large` in the first zone.

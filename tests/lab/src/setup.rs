@@ -16,7 +16,7 @@ use crate::ec2::types;
 use crate::scenario::{InstanceSpec, Scenario, VolumeSpec};
 use crate::state::{
     Attachment, Image, ImageMapping, Instance, InstanceNetwork, KeyPair, Lifecycle, Region, RunState,
-    SecurityGroup, Tags, Volume,
+    SecurityGroup, Subnet, Tags, Volume,
 };
 
 /// An instance that was put into the account.
@@ -45,6 +45,17 @@ impl Core {
             for (name, description) in &scenario.security_groups {
                 let group = SecurityGroup::new(&mut region.ids, name, description, &vpc);
                 region.groups.insert(group.id.clone(), group);
+            }
+            for spec in &scenario.subnets {
+                let subnet = Subnet {
+                    id: region.ids.id("subnet"),
+                    vpc_id: vpc.clone(),
+                    zone: format!("{}{}", region.name, spec.zone),
+                    cidr: spec.cidr.clone(),
+                    default_for_zone: false,
+                    tags: spec.tags.clone(),
+                };
+                region.subnets.insert(subnet.id.clone(), subnet);
             }
             scenario.key_pairs.iter().for_each(|name| add_key_pair(region, name));
         });
@@ -186,7 +197,7 @@ fn instance(
     now: Ms,
 ) -> io::Result<Instance> {
     let zone = format!("{}{}", region.name, spec.zone);
-    let subnet = region.subnets.values().find(|s| s.zone == zone).cloned();
+    let subnet = region.subnets.values().find(|s| s.zone == zone && s.default_for_zone).cloned();
     let subnet = subnet.ok_or_else(|| invalid(format!("there is no zone {zone}")))?;
     let names = if spec.security_groups.is_empty() {
         vec!["default".to_owned()]

@@ -47,6 +47,15 @@ fn loops(root: &Path) -> usize {
     String::from_utf8_lossy(&list.stdout).lines().filter(|line| line.contains(root)).count()
 }
 
+/// A device that somebody else's search for a free one has open at this moment goes a moment later.
+fn only_loops(root: &Path, wanted: usize) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while loops(root) != wanted {
+        assert!(Instant::now() < end, "{} loop devices, not {wanted}", loops(root));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn quick() -> Options {
     Options {
         timing: Timing::instant(),
@@ -56,8 +65,25 @@ fn quick() -> Options {
     }
 }
 
+/// A process that does not outlive a failed test.
+struct Running(Child);
+
+impl Running {
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The program, and what it said when it was ready.
-fn program(root: &Path, options: &Path) -> (Child, Value) {
+fn program(root: &Path, options: &Path) -> (Running, Value) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_penstock-lab"))
         .args(["--instant", "--no-quotas", "--root"])
         .arg(root)
@@ -69,7 +95,7 @@ fn program(root: &Path, options: &Path) -> (Child, Value) {
         .unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    (child, serde_json::from_str(&line).unwrap())
+    (Running(child), serde_json::from_str(&line).unwrap())
 }
 
 #[test]
@@ -84,15 +110,48 @@ fn a_killed_lab_leaves_loop_devices_that_the_next_one_removes() {
     let volume = element(&made, "volumeId");
     let proxy = ready["proxy"].as_str().unwrap();
     ec2(&address, &format!("Action=AttachVolume&VolumeId={volume}&InstanceId={proxy}&Device=/dev/sdf"));
-    assert_eq!(loops(&root), 1);
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert_eq!(loops(&root), 1);
+    only_loops(&root, 1);
+    child.kill();
+    only_loops(&root, 1);
     let (mut child, ready) = program(&root, &options);
     assert_eq!(ready["ready"], true);
-    assert_eq!(loops(&root), 0);
-    child.kill().unwrap();
-    child.wait().unwrap();
+    only_loops(&root, 0);
+    child.kill();
+}
+
+/// Temporary roots have no successor; any later lab cleans up after them.
+#[test]
+fn a_killed_lab_with_a_temporary_root_is_cleaned_up_by_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = || {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_penstock-lab"))
+            .args(["--instant", "--scenario"])
+            .arg(dir.path().join("scenario.json"))
+            .env("TMPDIR", dir.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains("\"ready\":true"), "{line}");
+        Running(child)
+    };
+    let proxy = r#"{"instances": [{"proxy": true, "volumes": [{}, {"size_gib": 1}]}]}"#;
+    std::fs::write(dir.path().join("scenario.json"), proxy).unwrap();
+    let home = dir.path().canonicalize().unwrap();
+    let mut first = start();
+    only_loops(&home, 1);
+    first.kill();
+    only_loops(&home, 1);
+    let mut second = start();
+    only_loops(&home, 1);
+    let roots = std::fs::read_dir(&home).unwrap().flatten().filter(|e| e.path().is_dir()).count();
+    assert_eq!(roots, 1);
+    // ended politely, a lab takes everything with it
+    let ended = Command::new("kill").arg(second.0.id().to_string()).status().unwrap();
+    assert!(ended.success() && second.0.wait().unwrap().success());
+    only_loops(&home, 0);
 }
 
 #[test]
@@ -120,9 +179,9 @@ fn devices_go_with_the_lab() {
         &format!("Action=AttachVolume&VolumeId={volume}&InstanceId={}&Device=/dev/sdf", lab.proxy_id()),
     );
     let root = lab.root.clone();
-    assert_eq!(loops(&root), 1);
+    only_loops(&root, 1);
     drop(lab);
-    assert_eq!(loops(&root), 0);
+    only_loops(&root, 0);
     assert!(!root.exists());
 }
 

@@ -139,7 +139,8 @@ impl Call<'_> {
             let message = format!("The snapshot '{id}' does not exist.");
             ApiError::direct(404, "ResourceNotFoundException", "SNAPSHOT_NOT_FOUND", message)
         })?;
-        if region.kms_denied(snapshot.kms_key.as_deref()) {
+        let may = |key: &str| self.caller.may_use_key(region, key, &["kms:Decrypt"]);
+        if region.kms_denied(snapshot.kms_key.as_deref()) || !snapshot.kms_key.as_deref().is_none_or(may) {
             let message = format!("The caller may not use the KMS key of snapshot {id}");
             return Err(ApiError::direct(403, "AccessDeniedException", "DEPENDENCY_ACCESS_DENIED", message));
         }

@@ -129,7 +129,10 @@ pub(super) fn start(call: &Call<'_>) -> ApiResult<Answer> {
         if encrypted && key.is_none() {
             key = Some(wanted.key.clone().unwrap_or_else(|| region.default_kms_key.clone()));
         }
-        if region.kms_denied(key.as_deref()) {
+        let may = |key: &str| {
+            call.caller.may_use_key(region, key, &["kms:GenerateDataKeyWithoutPlaintext", "kms:CreateGrant"])
+        };
+        if region.kms_denied(key.as_deref()) || !key.as_deref().is_none_or(may) {
             let message = "The caller may not use the KMS key";
             return Err(ApiError::direct(403, "AccessDeniedException", "DEPENDENCY_ACCESS_DENIED", message));
         }

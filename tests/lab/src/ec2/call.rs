@@ -134,6 +134,18 @@ impl<'a> Call<'a> {
                 }
                 self.ask(policy, &action, &target.arn(self.region, &self.core.options.account), &context)?;
             }
+            if let Some(profile) =
+                self.params.below("IamInstanceProfile").filter(|_| self.action == "RunInstances")
+            {
+                let name = profile
+                    .get("Name")
+                    .or_else(|| profile.get("Arn")?.rsplit('/').next())
+                    .unwrap_or_default();
+                let arn = format!("arn:aws:iam::{}:role/{name}", self.core.options.account);
+                let mut context = base.clone();
+                context.insert("iam:PassedToService".into(), vec!["ec2.amazonaws.com".into()]);
+                self.ask(policy, "iam:PassRole", &arn, &context)?;
+            }
             for kind in self.params.tagged_kinds() {
                 let mut context = base.clone();
                 context.insert("ec2:CreateAction".into(), vec![self.action.to_owned()]);
@@ -183,6 +195,13 @@ impl<'a> Call<'a> {
             self.caller.arn
         );
         Err(ApiError::new(403, "UnauthorizedOperation", message))
+    }
+
+    /// Whether the caller may use a KMS key: for AWS' own key nothing is asked, for others the policy has to allow what EC2 does with them.
+    pub fn may_use_key(&self, region: &Region, key: Option<&str>) -> bool {
+        let Some(key) = key else { return true };
+        !region.kms_denied(Some(key))
+            && self.caller.may_use_key(region, key, &["kms:CreateGrant", "kms:Decrypt"])
     }
 
     /// Tags of a kind that the call makes; too many are refused.

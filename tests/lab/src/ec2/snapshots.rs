@@ -282,7 +282,8 @@ pub(super) fn copy(call: &Call<'_>) -> ApiResult<Value> {
         let encrypted = encrypted.unwrap_or(false) || source.encrypted || region.encryption_by_default;
         let key =
             key.map(|key| region.kms_arn(&key)).or_else(|| encrypted.then(|| region.default_kms_key.clone()));
-        let denied = region.kms_denied(key.as_deref()) || region.kms_denied(source.kms_key.as_deref());
+        let denied =
+            !call.may_use_key(region, key.as_deref()) || region.kms_denied(source.kms_key.as_deref());
         let copy = Snapshot {
             id: region.ids.id("snap"),
             volume_id: "vol-ffffffff".into(),

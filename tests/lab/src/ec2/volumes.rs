@@ -205,7 +205,7 @@ pub fn make(call: &Call<'_>, region: &mut Region, planned: Planned) -> ApiResult
         last_snapshot_ms: None,
         file,
     };
-    if !region.kms_denied(volume.kms_key.as_deref()) {
+    if call.may_use_key(region, volume.kms_key.as_deref()) {
         region.volumes.insert(volume.id.clone(), volume.clone());
     }
     Ok(volume)
