@@ -164,11 +164,16 @@ impl Core {
         self.clock.advance(i64::try_from(by.as_millis()).unwrap_or(i64::MAX / 8));
     }
 
-    /// Everything in the account that stays the same when time passes, to be compared before and after. Devices of the proxy are under `devices`.
+    /// Everything in the account that stays the same when time passes, to be compared before and after; instances that were terminated are not in it. Devices of the proxy are under `devices`.
     pub fn dump(&self) -> Value {
         let names: Vec<String> = self.with_world(|world| world.regions.keys().cloned().collect());
         names.iter().for_each(|name| self.with(name, |_| ()));
         let mut dump = self.with_world(|world| serde_json::to_value(&world.regions)).unwrap_or_default();
+        for region in dump.as_object_mut().into_iter().flat_map(|regions| regions.values_mut()) {
+            if let Some(instances) = region["instances"].as_object_mut() {
+                instances.retain(|_, instance| instance["lifecycle"]["to"] != "Terminated");
+            }
+        }
         let links = std::fs::read_dir(self.dev_dir().join("disk/by-id")).into_iter().flatten().flatten();
         let mut links: Vec<String> = links.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
         links.sort();

@@ -70,6 +70,13 @@ struct Row {
     key: [u8; 16],
 }
 
+impl Row {
+    /// Its first page in the file, and the one behind its last.
+    fn pages(&self) -> (u64, u64) {
+        (self.first_page, self.first_page + u64::from(self.mask.count_ones()))
+    }
+}
+
 #[derive(Default)]
 struct Rows {
     rows: Vec<Row>,
@@ -136,7 +143,8 @@ impl BlockStore {
         if let Some(id) = rows.retain_key(&key) {
             // somebody else was quicker with the same block
             drop(rows);
-            self.punch(&row);
+            let (from, to) = row.pages();
+            self.punch(from, to);
             return Ok(id);
         }
         let id = match rows.free.pop() {
@@ -176,12 +184,26 @@ impl BlockStore {
             }
         }
         drop(rows);
-        gone.iter().for_each(|row| self.punch(row));
+        // what was stored together leaves together
+        let mut pages: Vec<(u64, u64)> = gone.iter().map(Row::pages).collect();
+        pages.sort_unstable();
+        let mut hole: Option<(u64, u64)> = None;
+        for (from, to) in pages {
+            hole = match hole {
+                Some((start, end)) if end == from => Some((start, to)),
+                before => {
+                    before.into_iter().for_each(|(start, end)| self.punch(start, end));
+                    Some((from, to))
+                }
+            };
+        }
+        hole.into_iter().for_each(|(start, end)| self.punch(start, end));
     }
 
-    fn punch(&self, row: &Row) {
-        let offset = row.first_page * PAGE_BYTES as u64;
-        let length = u64::from(row.mask.count_ones()) * PAGE_BYTES as u64;
+    /// Gives the space of pages back.
+    fn punch(&self, from_page: u64, to_page: u64) {
+        let offset = from_page * PAGE_BYTES as u64;
+        let length = (to_page - from_page) * PAGE_BYTES as u64;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         // where holes cannot be made, the space comes back with the directory
         let _ = fallocate(&self.file, flags, offset, length);
@@ -247,5 +269,23 @@ mod tests {
         store.release([id].into_iter());
         assert!(store.is_empty());
         assert_eq!(store.put(&PackedBlock::of(&vec![0; BLOCK_BYTES])).unwrap(), ZERO_BLOCK);
+    }
+
+    #[test]
+    fn space_comes_back() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blocks");
+        let store = BlockStore::create(&path).unwrap();
+        let put = |byte: u8| store.put(&PackedBlock::of(&vec![byte; BLOCK_BYTES])).unwrap();
+        let ids: Vec<BlockId> = (1..=8).map(put).collect();
+        let kept = ids[3];
+        store.release(ids.into_iter().filter(|id| *id != kept));
+        store.file.sync_all().unwrap();
+        let stored = std::fs::metadata(&path).unwrap().blocks() * 512;
+        assert_eq!(stored, BLOCK_BYTES as u64);
+        let mut back = Box::new([0; BLOCK_BYTES]);
+        store.read(kept, &mut back).unwrap();
+        assert!(back.iter().all(|b| *b == 4));
     }
 }

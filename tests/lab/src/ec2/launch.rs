@@ -167,7 +167,14 @@ impl Launch {
         }
         let mut denied = false;
         for (mapping, plan) in planned {
-            let volume = volumes::make(call, region, plan)?;
+            let volume = match volumes::make(call, region, plan) {
+                Ok(volume) => volume,
+                Err(error) => {
+                    // all or nothing
+                    region.volumes.retain(|_, v| v.attachment.as_ref().is_none_or(|a| a.instance_id != id));
+                    return Err(error);
+                }
+            };
             let Some(volume) = region.volumes.get_mut(&volume.id) else {
                 denied = true;
                 continue;
