@@ -137,6 +137,16 @@ class Instances(Case):
         made = ec2.run_instances(ImageId=image, MinCount=1, MaxCount=1, InstanceType="m5.large", NetworkInterfaces=[
             {"DeviceIndex": 0, "SubnetId": subnet["SubnetId"], "AssociatePublicIpAddress": False, "DeleteOnTermination": True}])["Instances"][0]
         self.assertEqual(made["SubnetId"], subnet["SubnetId"])
+        first = subnet["CidrBlock"].split("/")[0].rsplit(".", 1)[0]
+        made = ec2.run_instances(ImageId=image, MinCount=1, MaxCount=1, InstanceType="m5.large", CpuOptions={"CoreCount": 1, "ThreadsPerCore": 1},
+                                 EnclaveOptions={"Enabled": True}, HibernationOptions={"Configured": True}, MaintenanceOptions={"AutoRecovery": "disabled"},
+                                 PrivateDnsNameOptions={"HostnameType": "resource-name", "EnableResourceNameDnsARecord": True}, NetworkInterfaces=[
+            {"DeviceIndex": 0, "SubnetId": subnet["SubnetId"], "PrivateIpAddresses": [
+                {"PrivateIpAddress": f"{first}.90", "Primary": True}, {"PrivateIpAddress": f"{first}.91", "Primary": False}]}])["Instances"][0]
+        addresses = {a["PrivateIpAddress"]: a["Primary"] for a in made["NetworkInterfaces"][0]["PrivateIpAddresses"]}
+        self.assertEqual(addresses, {f"{first}.90": True, f"{first}.91": False})
+        self.assertEqual((made["CpuOptions"]["ThreadsPerCore"], made["EnclaveOptions"], made["MaintenanceOptions"]), (1, {"Enabled": True}, {"AutoRecovery": "disabled"}))
+        self.assertEqual(made["PrivateDnsNameOptions"]["HostnameType"], "resource-name")
 
     def test_wrong_choices(self):
         ask = dict(ImageId=self.image(), MinCount=1, MaxCount=1, InstanceType="m5.large")

@@ -61,6 +61,10 @@ pub struct InstanceSpec {
     pub platform: Option<String>,
     /// `legacy-bios`, `uefi`, …
     pub boot_mode: Option<String>,
+    /// `v2.0`.
+    pub tpm: Option<String>,
+    /// Further addresses of its network interface.
+    pub secondary_ips: Vec<String>,
     /// `/dev/xvda`.
     pub root_device: String,
     /// Whether it runs; it is stopped otherwise.
@@ -92,6 +96,8 @@ impl Default for InstanceSpec {
             proxy: false,
             platform: None,
             boot_mode: None,
+            tpm: None,
+            secondary_ips: Vec::new(),
             root_device: "/dev/xvda".into(),
             running: true,
             key_name: None,

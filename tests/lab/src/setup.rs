@@ -16,7 +16,7 @@ use crate::ec2::types;
 use crate::scenario::{InstanceSpec, Scenario, VolumeSpec};
 use crate::state::{
     Attachment, Image, ImageMapping, Instance, InstanceNetwork, KeyPair, Lifecycle, Region, RunState,
-    SecurityGroup, Subnet, Tags, Volume,
+    SecurityGroup, Subnet, Tags, Volume, usual_options,
 };
 
 /// An instance that was put into the account.
@@ -236,7 +236,7 @@ fn instance(
             vpc_id: subnet.vpc_id,
             subnet_id: subnet.id,
             private_ip,
-            secondary_ips: Vec::new(),
+            secondary_ips: spec.secondary_ips.clone(),
             groups,
             interface_id: region.ids.id("eni"),
         },
@@ -251,7 +251,7 @@ fn instance(
         usage_operation: operation.into(),
         product_codes: spec.product_codes.clone(),
         boot_mode: spec.boot_mode.clone(),
-        tpm: None,
+        tpm: spec.tpm.clone(),
         ena: true,
         sriov: None,
         ebs_optimized: true,
@@ -266,6 +266,7 @@ fn instance(
             "state": "applied", "httpTokens": "required", "httpPutResponseHopLimit": 2,
             "httpEndpoint": "enabled", "httpProtocolIpv6": "disabled", "instanceMetadataTags": "disabled",
         }),
+        carried: usual_options(),
         instance_store: spec
             .instance_store
             .iter()

@@ -7,6 +7,7 @@ use super::{Call, Target, attach, images, types, volumes};
 use crate::api::{ApiError, ApiResult};
 use crate::state::{
     Attachment, Image, ImageMapping, Instance, InstanceNetwork, Lifecycle, Region, RunState, Tags,
+    usual_options,
 };
 
 pub(super) fn run(call: &Call<'_>) -> ApiResult<Value> {
@@ -221,6 +222,7 @@ impl Launch {
             tenancy: text("tenancy").unwrap_or_else(|| "default".into()),
             client_token: text("client_token"),
             metadata: self.instance["metadata"].clone(),
+            carried: self.instance["carried"].clone(),
             instance_store,
             proxy: false,
             console: String::new(),
@@ -235,6 +237,23 @@ impl Launch {
 /// What is only carried along.
 fn options(call: &Call<'_>) -> ApiResult<Value> {
     let params = call.params;
+    let mut carried = usual_options();
+    let dns = "privateDnsNameOptions";
+    for (parameter, option, name) in [
+        ("CpuOptions.CoreCount", "cpuOptions", "coreCount"),
+        ("CpuOptions.ThreadsPerCore", "cpuOptions", "threadsPerCore"),
+        ("HibernationOptions.Configured", "hibernationOptions", "configured"),
+        ("EnclaveOptions.Enabled", "enclaveOptions", "enabled"),
+        ("MaintenanceOptions.AutoRecovery", "maintenanceOptions", "autoRecovery"),
+        ("PrivateDnsNameOptions.HostnameType", dns, "hostnameType"),
+        ("PrivateDnsNameOptions.EnableResourceNameDnsARecord", dns, "enableResourceNameDnsARecord"),
+        ("PrivateDnsNameOptions.EnableResourceNameDnsAAAARecord", dns, "enableResourceNameDnsAAAARecord"),
+    ] {
+        if let Some(value) = params.get(parameter) {
+            carried[option][name] = json!(value);
+        }
+    }
+    params.get("CreditSpecification.CpuCredits");
     let metadata = |name: &str, default: &str| {
         params.get(&format!("MetadataOptions.{name}")).unwrap_or(default).to_owned()
     };
@@ -247,6 +266,7 @@ fn options(call: &Call<'_>) -> ApiResult<Value> {
         "monitoring": params.flag("Monitoring.Enabled")?,
         "tenancy": params.get("Placement.Tenancy"),
         "client_token": params.get("ClientToken"),
+        "carried": carried,
         "metadata": {
             "state": "applied",
             "httpTokens": metadata("HttpTokens", "optional"),
@@ -367,7 +387,16 @@ fn network(call: &Call<'_>, region: &Region) -> ApiResult<(InstanceNetwork, Stri
         let default = region.groups.values().find(|g| g.name == "default" && g.vpc_id == subnet.vpc_id);
         groups.extend(default.map(|g| g.id.clone()));
     }
-    let wanted = text("PrivateIpAddress");
+    let mut wanted = text("PrivateIpAddress");
+    let mut secondary_ips = Vec::new();
+    for address in interface.map(|i| i.structures("PrivateIpAddresses")).unwrap_or_default() {
+        let ip = address.required("PrivateIpAddress")?.to_owned();
+        if address.flag("Primary")?.unwrap_or(false) {
+            wanted = Some(ip);
+        } else {
+            secondary_ips.push(ip);
+        }
+    }
     if let Some(ip) = &wanted {
         let taken = region.instances.values().any(|i| {
             i.network.private_ip == *ip
@@ -387,7 +416,7 @@ fn network(call: &Call<'_>, region: &Region) -> ApiResult<(InstanceNetwork, Stri
         vpc_id: subnet.vpc_id.clone(),
         subnet_id: subnet.id.clone(),
         private_ip: wanted.unwrap_or_default(),
-        secondary_ips: Vec::new(),
+        secondary_ips,
         groups,
         interface_id: String::new(),
     };

@@ -127,6 +127,8 @@ pub struct Instance {
     pub client_token: Option<String>,
     /// httpTokens, httpPutResponseHopLimit, httpEndpoint, instanceMetadataTags.
     pub metadata: Value,
+    /// cpuOptions, hibernationOptions, enclaveOptions, maintenanceOptions, privateDnsNameOptions: carried along.
+    pub carried: Value,
     /// Volumes of the machine itself: `ephemeral0` → device.
     pub instance_store: Vec<(String, String)>,
     /// Whether it is this very machine.
@@ -140,6 +142,19 @@ pub struct Instance {
     /// From when on calls find it.
     #[serde(skip)]
     pub visible_ms: Ms,
+}
+
+/// What an instance has when nothing is said of it.
+pub fn usual_options() -> Value {
+    json!({
+        "cpuOptions": {"coreCount": 1, "threadsPerCore": 2},
+        "hibernationOptions": {"configured": false},
+        "enclaveOptions": {"enabled": false},
+        "maintenanceOptions": {"autoRecovery": "default"},
+        "privateDnsNameOptions": {
+            "hostnameType": "ip-name", "enableResourceNameDnsARecord": false, "enableResourceNameDnsAAAARecord": false,
+        },
+    })
 }
 
 impl Instance {
@@ -238,13 +253,13 @@ impl Instance {
             "bootMode": self.boot_mode,
             "currentInstanceBootMode": self.boot_mode.as_ref().map(|m| if m == "legacy-bios" { m.as_str() } else { "uefi" }),
             "tpmSupport": self.tpm,
-            "cpuOptions": {"coreCount": 1, "threadsPerCore": 2},
+            "cpuOptions": self.carried["cpuOptions"],
             "capacityReservationSpecification": {"capacityReservationPreference": "open"},
-            "hibernationOptions": {"configured": false},
-            "enclaveOptions": {"enabled": false},
-            "maintenanceOptions": {"autoRecovery": "default"},
+            "hibernationOptions": self.carried["hibernationOptions"],
+            "enclaveOptions": self.carried["enclaveOptions"],
+            "maintenanceOptions": self.carried["maintenanceOptions"],
             "metadataOptions": self.metadata,
-            "privateDnsNameOptions": {"hostnameType": "ip-name", "enableResourceNameDnsARecord": false, "enableResourceNameDnsAAAARecord": false},
+            "privateDnsNameOptions": self.carried["privateDnsNameOptions"],
         })
     }
 

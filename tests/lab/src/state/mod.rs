@@ -14,7 +14,7 @@ use serde::Serialize;
 
 pub use ids::Ids;
 pub use image::{Image, ImageMapping};
-pub use instance::{Instance, Lifecycle, Network as InstanceNetwork, RunState};
+pub use instance::{Instance, Lifecycle, Network as InstanceNetwork, RunState, usual_options};
 pub use network::{KeyPair, SecurityGroup, Subnet, Vpc, Zone};
 pub use settle::Settled;
 pub use snapshot::{Origin, Snapshot, Writing};
