@@ -13,6 +13,7 @@ mod adopt;
 mod commit;
 mod journal;
 mod level;
+mod origin;
 mod packer;
 mod plan;
 mod rechunk;
@@ -93,6 +94,8 @@ pub struct BackupOptions {
     pub resume: bool,
     /// Where journals are kept.
     pub state_dir: PathBuf,
+    /// Further members of the recovery point: what the caller knows of the machine.
+    pub other: BTreeMap<String, serde_json::Value>,
 }
 
 impl Default for BackupOptions {
@@ -111,6 +114,7 @@ impl Default for BackupOptions {
             program: concat!("penstock-engine ", env!("CARGO_PKG_VERSION")).into(),
             resume: true,
             state_dir: std::env::temp_dir().join("penstock"),
+            other: BTreeMap::new(),
         }
     }
 }
@@ -309,7 +313,7 @@ pub fn run(
         host: options.host.clone(),
         program: options.program.clone(),
         volumes: committed.volumes,
-        other: BTreeMap::new(),
+        other: options.other.clone(),
     };
     if run.is_cancelled() {
         return Err(Error::Cancelled);
@@ -370,6 +374,7 @@ impl DescribedVolume {
                 SourceKind::Device => "device",
                 SourceKind::Image => "image",
                 SourceKind::Stream => "stream",
+                SourceKind::Snapshot => "snapshot",
             },
             logical_block_bytes: volume.source.logical_block_bytes(),
         }
@@ -478,18 +483,23 @@ fn pipeline(
     let segments = readers * depth + workers;
     let segment_pool = BufPool::new(segments, SEGMENT_BYTES);
     let (job_sender, job_receiver) = async_channel::bounded(JOBS_AHEAD);
+    let (fetch_sender, fetch_receiver) = async_channel::bounded(JOBS_AHEAD);
     let (done_sender, done_receiver) = crossbeam::channel::bounded(segments + 1);
     let (event_sender, event_receiver) = crossbeam::channel::unbounded();
     let (pack_sender, pack_receiver) = crossbeam::channel::unbounded::<FinishedPack>();
 
     let mut threads =
         io::spawn_readers(engine, readers, depth, job_receiver, segment_pool.clone(), done_sender.clone())?;
+    let fetchers = input.volumes.iter().filter_map(|v| v.source.ranges()).map(|r| r.parallel()).max();
+    let fetch = (fetch_receiver, segment_pool.clone(), done_sender.clone());
+    threads.extend(io::spawn_fetchers(fetchers.unwrap_or(0), fetch.0, fetch.1, fetch.2)?);
     let planner = plan::Planner::new(
         repo,
         shared.clone(),
         input,
         plan::Outputs {
             jobs: job_sender,
+            fetch_jobs: fetch_sender,
             done: done_sender,
             events: event_sender.clone(),
             pool: segment_pool,

@@ -10,6 +10,7 @@ use async_channel::Sender as JobSender;
 use crossbeam::channel::Sender;
 
 use super::adopt::Finished;
+use super::origin::Origin;
 use super::rechunk;
 use super::worker::Tagged;
 use super::{Event, GroupPlan, ParentLeaf, SegmentTag, Shared, VolumeSource};
@@ -17,12 +18,12 @@ use crate::error::{Error, Result};
 use crate::format::node::NodeRef;
 use crate::format::point::{Counts, RecoveryPoint};
 use crate::id::SegmentNo;
-use crate::io::{BufPool, ReadDone, ReadJob, ReadResult};
+use crate::io::{BufPool, FetchJob, ReadDone, ReadJob, ReadResult};
 use crate::limits::SEGMENT_BYTES;
 use crate::manifest::{GROUP_SEGMENTS, NodeReader, Shape, TreeReader};
 use crate::repo::Repository;
 use crate::run::Progress;
-use crate::source::{Extents, OpenFile, Source};
+use crate::source::{Extents, Source};
 
 /// What is to be backed up.
 pub struct Input {
@@ -38,6 +39,8 @@ pub struct Input {
 pub struct Outputs {
     /// To the readers.
     pub jobs: JobSender<ReadJob<Tagged>>,
+    /// To the fetchers.
+    pub fetch_jobs: JobSender<FetchJob<Tagged>>,
     /// To the workers, for streams.
     pub done: Sender<ReadResult<Tagged>>,
     /// To the committer.
@@ -118,16 +121,14 @@ impl VolumePlan<'_> {
     }
 
     fn read_file(&mut self, volume: &VolumeSource, size_bytes: u64) -> Result<()> {
-        let file = volume.source.file().ok_or_else(|| Error::Invalid {
-            what: format!("{} has a size but no descriptor", volume.name),
-        })?;
+        let origin = Origin::of(volume.source.as_ref())?;
         let shape = Shape { size_bytes };
         let mut data = DataMap { source: volume.source.as_ref(), found: None };
         let mut group = 0;
         while group * GROUP_SEGMENTS < shape.segments() && !self.shared.run.stopped() {
             match &volume.changed_extents {
-                Some(changed) => self.changed_group(&file, shape, group, changed)?,
-                None => self.full_group(&file, shape, group, &mut data)?,
+                Some(changed) => self.changed_group(&origin, shape, group, changed)?,
+                None => self.full_group(&origin, shape, group, &mut data)?,
             }
             group += 1;
         }
@@ -163,7 +164,7 @@ impl VolumePlan<'_> {
     /// Everything that is not a hole is read.
     fn full_group(
         &mut self,
-        file: &Arc<OpenFile>,
+        origin: &Origin,
         shape: Shape,
         group: u64,
         data: &mut DataMap<'_>,
@@ -191,7 +192,7 @@ impl VolumePlan<'_> {
             }
             let parent = self.parent_leaf(shape, segment)?;
             if !self.send_job(
-                file,
+                origin,
                 SegmentTag { volume: self.number, segment, len, parent, changed: None },
                 ranges,
             ) {
@@ -204,13 +205,7 @@ impl VolumePlan<'_> {
     }
 
     /// Only what may have changed since the parent is read.
-    fn changed_group(
-        &mut self,
-        file: &Arc<OpenFile>,
-        shape: Shape,
-        group: u64,
-        changed: &Extents,
-    ) -> Result<()> {
+    fn changed_group(&mut self, origin: &Origin, shape: Shape, group: u64, changed: &Extents) -> Result<()> {
         let segments = Self::segments_of(shape, group);
         let start_bytes = SegmentNo(segments.start).offset_bytes();
         let end_bytes = (segments.end * SEGMENT_BYTES as u64).min(shape.size_bytes);
@@ -247,12 +242,20 @@ impl VolumePlan<'_> {
             let (ranges, changed) = match &parent {
                 Some(parent) => {
                     let changed = rechunk::on_grid(extents_within(changed, offset, len), len as u32);
-                    (rechunk::ranges_to_read(&parent.leaf, &changed, len as u32), Some(changed))
+                    let ranges = match origin {
+                        Origin::File(_) => rechunk::ranges_to_read(&parent.leaf, &changed, len as u32),
+                        // What is unchanged comes from the repository: see `origin`.
+                        Origin::Ranges(_) => changed.clone(),
+                    };
+                    (ranges, Some(changed))
                 }
                 None => (std::iter::once(0..len as u32).collect(), None),
             };
-            if !self.send_job(file, SegmentTag { volume: self.number, segment, len, parent, changed }, ranges)
-            {
+            if !self.send_job(
+                origin,
+                SegmentTag { volume: self.number, segment, len, parent, changed },
+                ranges,
+            ) {
                 return Ok(());
             }
             jobs += 1;
@@ -262,11 +265,20 @@ impl VolumePlan<'_> {
     }
 
     /// False if the run ended meanwhile.
-    fn send_job(&self, file: &Arc<OpenFile>, tag: SegmentTag, ranges: Vec<Range<u32>>) -> bool {
+    fn send_job(&self, origin: &Origin, tag: SegmentTag, ranges: Vec<Range<u32>>) -> bool {
+        if self.shared.run.stopped() {
+            return false;
+        }
         let offset_bytes = tag.segment.offset_bytes();
-        let tag = Tagged { tag, file: Some(file.clone()) };
-        let job = ReadJob { tag, file: file.clone(), offset_bytes, ranges };
-        !self.shared.run.stopped() && self.outputs.jobs.send_blocking(job).is_ok()
+        let tag = Tagged { tag, origin: Some(origin.clone()) };
+        match origin.clone() {
+            Origin::File(file) => {
+                self.outputs.jobs.send_blocking(ReadJob { tag, file, offset_bytes, ranges }).is_ok()
+            }
+            Origin::Ranges(source) => {
+                self.outputs.fetch_jobs.send_blocking(FetchJob { tag, source, offset_bytes, ranges }).is_ok()
+            }
+        }
     }
 
     /// Reads a stream to its end; returns its length.
@@ -290,7 +302,7 @@ impl VolumePlan<'_> {
             let tag = SegmentTag { volume: self.number, segment, len, parent, changed: None };
             let ranges: Vec<Range<u32>> = std::iter::once(0..len as u32).collect();
             let done = ReadDone {
-                tag: Tagged { tag, file: None },
+                tag: Tagged { tag, origin: None },
                 buf,
                 read_bytes: len as u64,
                 offset_bytes,

@@ -1,7 +1,6 @@
 //! Workers: one segment at a time, start to finish — zero scan, hash, cut, dedup, compress, seal — while it is in the core's cache.
 
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -9,6 +8,7 @@ use std::time::Instant;
 use crossbeam::channel::{Receiver, Sender};
 
 use super::level::Effort;
+use super::origin::{Origin, Unchanged};
 use super::rechunk::{self, Cut};
 use super::{Event, LeafResult, ParentLeaf, SegmentTag, Shared, note_progress};
 use crate::chunker::{Chunker, PieceKind};
@@ -19,14 +19,12 @@ use crate::format::node::{Leaf, Piece};
 use crate::format::point::Counts;
 use crate::id::ChunkId;
 use crate::io::{ReadDone, ReadResult};
-use crate::limits::IO_ALIGN;
 use crate::pack::{FinishedPack, PackBuilder};
-use crate::source::OpenFile;
 
-/// A filled buffer with its tag; `file` is there for the few extra reads of re-chunking.
+/// A filled buffer with its tag; `origin` is there for the few extra reads of re-chunking.
 pub struct Tagged {
     pub(super) tag: SegmentTag,
-    pub(super) file: Option<Arc<OpenFile>>,
+    pub(super) origin: Option<Origin>,
 }
 
 /// State of one worker thread.
@@ -36,6 +34,7 @@ pub struct Worker {
     events: Sender<Event>,
     chunker: Chunker,
     sink: ChunkSink,
+    unchanged: Unchanged,
 }
 
 impl Worker {
@@ -51,7 +50,7 @@ impl Worker {
             new_bytes: 0,
             waited_store_ns: 0,
         };
-        Ok(Self { shared, packs, events, chunker, sink })
+        Ok(Self { shared, packs, events, chunker, sink, unchanged: Unchanged::default() })
     }
 
     /// Works until the channel is closed and empty. After an error elsewhere, buffers are only given back.
@@ -143,17 +142,21 @@ impl Worker {
         changed: &[Range<u32>],
         counts: &mut Counts,
     ) -> Result<Leaf> {
-        let mut missing =
-            Missing { file: done.tag.file.clone(), offset_bytes: done.offset_bytes, read_bytes: 0 };
+        let (origin, offset_bytes) = (done.tag.origin.clone(), done.offset_bytes);
+        let (shared, unchanged) = (&self.shared, &mut self.unchanged);
+        let mut more_bytes = 0;
         let mut cuts = Vec::new();
         rechunk::rechunk(
             &mut self.chunker,
             rechunk::Job { parent: &parent.leaf, changed, read: &done.ranges, segment_bytes: len as u32 },
             &mut done.buf,
-            &mut |range, buf| missing.read(range, buf),
+            &mut |range, buf| {
+                more_bytes += unchanged.read(shared, origin.as_ref(), offset_bytes, parent, range, buf)?;
+                Ok(())
+            },
             &mut cuts,
         )?;
-        counts.read_bytes += missing.read_bytes;
+        counts.read_bytes += more_bytes;
         let mut leaf = Leaf::default();
         let mut known = ParentCursor::new(Some(parent));
         let mut offset = 0u32;
@@ -202,40 +205,6 @@ impl Worker {
 
 fn covers(ranges: &[Range<u32>], len: usize) -> bool {
     ranges.len() == 1 && ranges[0].start == 0 && ranges[0].end as usize >= len
-}
-
-/// Reads what re-chunking needs beyond what was planned. Rare and small, so it is a plain blocking read.
-struct Missing {
-    file: Option<Arc<OpenFile>>,
-    offset_bytes: u64,
-    read_bytes: u64,
-}
-
-impl Missing {
-    fn read(&mut self, range: Range<u32>, buf: &mut [u8]) -> Result<()> {
-        let Some(file) = &self.file else {
-            return Err(Error::Invalid { what: "a stream cannot be read again".into() });
-        };
-        let start = (range.start as usize) / IO_ALIGN * IO_ALIGN;
-        let end = (range.end as usize).next_multiple_of(IO_ALIGN).min(buf.len());
-        let mut at = start;
-        while at < end {
-            let position = self.offset_bytes + at as u64;
-            match file.file.read_at(&mut buf[at..end], position) {
-                Ok(0) => break,
-                Ok(count) => at += count,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::io("read", format_args!("{} at byte {position}", file.name))(e)),
-            }
-        }
-        if self.offset_bytes + (at as u64) < file.size_bytes && at < range.end as usize {
-            return Err(Error::io("read", &file.name)(std::io::Error::other(
-                "it became shorter while it was read",
-            )));
-        }
-        self.read_bytes += (at - start) as u64;
-        Ok(())
-    }
 }
 
 /// Follows the parent's pieces while the new ones come in order.

@@ -45,7 +45,7 @@ pub struct Volume {
     pub name: String,
     /// Path it was read from.
     pub source: String,
-    /// `device`, `image` or `stream`.
+    /// `device`, `image`, `stream` or `snapshot`.
     pub source_kind: String,
     /// Logical size.
     pub size_bytes: u64,

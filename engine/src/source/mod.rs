@@ -1,4 +1,4 @@
-//! Where volumes are read from: a size, a map of the ranges worth reading, and a descriptor for the reader threads.
+//! Where volumes are read from: a size, a map of the ranges worth reading, and a descriptor for the reader threads (or a way to ask for ranges).
 //! Nothing here opens anything for writing.
 
 pub mod device;
@@ -14,6 +14,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use crate::io::fetch::{Fetched, RangeSource};
 pub use crate::io::file::OpenFile;
 pub use device::DeviceSource;
 pub use extents::Extents;
@@ -32,6 +33,8 @@ pub enum SourceKind {
     Image,
     /// Standard input or a FIFO: read once, front to back, of unknown size.
     Stream,
+    /// A snapshot in a cloud, read through an API.
+    Snapshot,
 }
 
 /// How to open a source.
@@ -66,8 +69,13 @@ pub trait Source: Send + Sync {
     /// claim can be made. See the implementations for what each can miss.
     fn identity(&self) -> Option<String>;
 
-    /// The descriptor for reader threads; `None` for a stream.
+    /// The descriptor for reader threads; `None` for a stream, and where ranges are asked for.
     fn file(&self) -> Option<Arc<OpenFile>>;
+
+    /// What fetcher threads ask for ranges, where there is no descriptor.
+    fn ranges(&self) -> Option<Arc<dyn RangeSource>> {
+        None
+    }
 
     /// The stream, if that is what this is: it is read by the pipeline itself, with a mutable borrow.
     fn as_stream(&mut self) -> Option<&mut StreamSource> {
