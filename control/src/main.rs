@@ -2,6 +2,7 @@
 
 mod aws;
 mod cli;
+mod ec2backup;
 
 fn main() -> std::process::ExitCode {
     cli::main()

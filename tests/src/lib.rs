@@ -1,5 +1,5 @@
 //! What the whole-system tests are made of. They know penstock by its command line, exit codes, JSON and the names of
-//! the objects on disk (`docs/FORMAT.md`), never by its code: this crate depends on no other crate of the workspace.
+//! the objects on disk (`docs/FORMAT.md`), never by its code: of the workspace, this crate depends on the lab alone.
 //!
 //! | noun | file |
 //! |---|---|
@@ -10,6 +10,7 @@
 //! | filesystems on loop devices, mounts | [`filesystem`] |
 //! | contents: random, text, zeros, holes, mixtures, edits | [`image`] |
 //! | byte comparison | [`compare`] |
+//! | an account with instances, in the lab | [`cloud`] |
 //! | servers like S3 and Azure; a proxy that injects faults | [`servers`] |
 //! | a proxy that loses acknowledgements | [`lossy`] |
 //! | a proxy that archives objects as S3 Glacier does, and thaws them | [`archive`] |
@@ -22,6 +23,7 @@
 //! [`workdir::Workdir`] first: Rust drops in reverse order, so it goes last.
 
 pub mod archive;
+pub mod cloud;
 pub mod compare;
 pub mod damage;
 pub mod filesystem;

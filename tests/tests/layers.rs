@@ -141,6 +141,13 @@ fn unsafe_stands_only_in_io() {
     }
 }
 
+/// AWS is asked by those who decide, never the other way.
+#[test]
+fn aws_decides_nothing() {
+    must_not_name("control/src/aws", &["ec2backup", "cli"]);
+    must_not_name("control/src/ec2backup", &["cli"]);
+}
+
 /// The two that must not know each other in the program.
 #[test]
 fn aws_and_catalog_do_not_name_each_other() {

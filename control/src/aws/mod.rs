@@ -1,3 +1,30 @@
 //! What this program asks of AWS.
+//!
+//! | noun | file |
+//! |---|---|
+//! | credentials for object stores | [`credentials`] |
+//! | clients of the services, and who asks | [`clients`] |
+//! | what went wrong, with the request's id and what to do | [`error`] |
+//! | the one retry layer | [`retry`] |
+//! | rates that the account allows | [`limiter`] |
+//! | tags of what this program makes | [`tags`] |
+//! | instances, volumes, images as they are | [`describe`], and whole, as AWS says it: [`whole`] |
+//! | snapshots, images: made, waited for, deleted | [`snapshots`], [`images`] |
+//! | temporary volumes of the proxy | [`attach`], their devices [`resolver`] |
+//! | snapshots read by the EBS direct APIs | [`direct`] |
 
+pub mod attach;
+pub mod clients;
 pub mod credentials;
+pub mod describe;
+pub mod direct;
+pub mod error;
+pub mod images;
+pub mod limiter;
+pub mod resolver;
+pub mod retry;
+pub mod snapshots;
+pub mod tags;
+pub mod whole;
+
+pub use error::AwsError;

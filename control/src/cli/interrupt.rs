@@ -16,7 +16,7 @@ pub struct Interrupt(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    hit: AtomicBool,
+    hit: Arc<AtomicBool>,
     /// Holders that end cleanly by themselves once they see `hit`.
     holds: AtomicUsize,
     run: Mutex<Weak<Run>>,
@@ -72,6 +72,11 @@ impl Interrupt {
     /// What would be left behind by ending at once; shown if that happens.
     pub fn leaves(&self, debris: Option<String>) {
         *lock(&self.0.debris) = debris;
+    }
+
+    /// True once a signal has come; for what waits elsewhere.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0.hit)
     }
 
     fn is_hit(&self) -> bool {

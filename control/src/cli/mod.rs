@@ -8,6 +8,7 @@ mod copy;
 mod demo;
 mod diff;
 mod doctor;
+mod ec2;
 mod exit;
 mod far;
 mod forget;
@@ -77,6 +78,7 @@ enum Verb {
     Forget(forget::Args),
     Gc(gc::Args),
     Lock(lock::Args),
+    Ec2(ec2::Args),
     Stats(stats::Args),
     Doctor(doctor::Args),
     Demo(demo::Args),
@@ -98,6 +100,7 @@ impl Verb {
             Verb::Forget(args) => forget::run(args, session),
             Verb::Gc(args) => gc::run(args, session),
             Verb::Lock(args) => lock::run(args, session),
+            Verb::Ec2(args) => ec2::run(args, session),
             Verb::Stats(args) => stats::run(args, session),
             Verb::Doctor(args) => doctor::run(args, session),
             Verb::Demo(args) => demo::run(args, session),
@@ -120,6 +123,7 @@ impl Verb {
                 "interrupted; what was not removed yet is as it was: the same command continues"
             }
             Verb::Gc(_) => "interrupted; nothing is half done that the next run does not finish",
+            Verb::Ec2(args) => args.interrupted_text(),
             Verb::Demo(_) => "interrupted; everything the demo made is removed",
             _ => "interrupted",
         }

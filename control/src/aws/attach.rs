@@ -1,0 +1,194 @@
+//! Temporary volumes: made of a snapshot in the proxy's zone, attached to it, and taken away.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use aws_sdk_ec2::types::{Filter, ResourceType, VolumeType};
+
+use super::clients::{Clients, Proxy};
+use super::describe;
+use super::error::{AwsError, Kind};
+use super::retry::{Patience, Poll};
+use super::snapshots::gone_is_well;
+use super::tags::{self, Tags};
+
+/// Time for a volume to be made, attached or detached.
+const STATE_MAX: Duration = Duration::from_secs(600);
+/// MiB/s of a gp3 volume that nobody pays extra for.
+pub const GP3_THROUGHPUT: u32 = 125;
+/// IOPS of a gp3 volume that nobody pays extra for.
+const GP3_IOPS: u32 = 3000;
+
+/// What is made of a snapshot.
+#[derive(Clone, Debug)]
+pub struct VolumeSpec<'a> {
+    /// Of which.
+    pub snapshot: &'a str,
+    /// MiB/s; more than 125 costs extra.
+    pub throughput: u32,
+    /// AWS makes one volume for it.
+    pub token: String,
+    /// Its tags.
+    pub tags: &'a Tags,
+}
+
+/// Makes a volume; it cannot be attached yet.
+pub async fn create(aws: &Clients, proxy: &Proxy, spec: &VolumeSpec<'_>) -> Result<String, AwsError> {
+    let iops = GP3_IOPS.max(spec.throughput.saturating_mul(4));
+    let made = aws
+        .retry
+        .call("CreateVolume", spec.snapshot, Patience::FRESH, || {
+            aws.ec2
+                .create_volume()
+                .availability_zone(&proxy.zone)
+                .snapshot_id(spec.snapshot)
+                .volume_type(VolumeType::Gp3)
+                .throughput(i32::try_from(spec.throughput).unwrap_or(i32::MAX))
+                .iops(i32::try_from(iops).unwrap_or(i32::MAX))
+                .client_token(&spec.token)
+                .tag_specifications(tags::specification(ResourceType::Volume, spec.tags))
+                .send()
+        })
+        .await?;
+    Ok(made.volume_id().unwrap_or_default().to_owned())
+}
+
+/// Waits until it can be attached.
+pub async fn wait_available(aws: &Clients, volume: &str) -> Result<(), AwsError> {
+    wait(aws, volume, "available", |v| v.state == "available").await
+}
+
+async fn wait(
+    aws: &Clients,
+    id: &str,
+    wanted: &str,
+    is_it: impl Fn(&describe::VolumeFacts) -> bool,
+) -> Result<(), AwsError> {
+    let mut poll = Poll::up_to(STATE_MAX);
+    let ids = [id.to_owned()];
+    loop {
+        let found = describe::volumes(aws, &ids, &[], Patience::FRESH).await?.pop();
+        let state = found.as_ref().map_or("gone", |v| v.state.as_str()).to_owned();
+        match found {
+            Some(volume) if is_it(&volume) => return Ok(()),
+            Some(volume) if volume.state == "error" => {
+                let message =
+                    "the volume is in state error: quotas of the account, or a KMS key that may not be used";
+                return Err(AwsError::new("CreateVolume", id, Kind::State, message));
+            }
+            _ => poll.again(&aws.retry, "DescribeVolumes", id, &format!("{state}, not {wanted}")).await?,
+        }
+    }
+}
+
+/// Attaches a volume to the proxy under a device name that is free; returns the name.
+pub async fn attach(aws: &Clients, proxy: &Proxy, volume: &str) -> Result<String, AwsError> {
+    let mine = Filter::builder().name("attachment.instance-id").values(&proxy.instance).build();
+    let attached = describe::volumes(aws, &[], &[mine], Patience::USUAL).await?;
+    let mut taken: BTreeSet<String> = attached
+        .iter()
+        .flat_map(|v| &v.attachments)
+        .filter(|(instance, ..)| *instance == proxy.instance)
+        .map(|(_, device, _)| letters(device))
+        .collect();
+    loop {
+        let Some(device) = device_names().find(|name| !taken.contains(&letters(name))) else {
+            let message = "no device name is free";
+            return Err(AwsError::new("AttachVolume", volume, Kind::Refused, message));
+        };
+        let outcome = aws
+            .retry
+            .call("AttachVolume", volume, Patience::FRESH, || {
+                aws.ec2.attach_volume().volume_id(volume).instance_id(&proxy.instance).device(&device).send()
+            })
+            .await;
+        let device = match outcome {
+            Ok(_) => device,
+            // The answer to an earlier attempt was lost, or somebody else took the name.
+            Err(error) if error.kind == Kind::State || error.is("InvalidParameterValue") => {
+                match attachment(aws, proxy, volume).await? {
+                    Some(device) => device,
+                    None if error.message.contains(&device) => {
+                        taken.insert(letters(&device));
+                        continue;
+                    }
+                    None => return Err(error),
+                }
+            }
+            Err(error) => return Err(error),
+        };
+        wait(aws, volume, "attached", |v| {
+            v.attachments.iter().any(|(i, _, state)| *i == proxy.instance && state == "attached")
+        })
+        .await?;
+        return Ok(device);
+    }
+}
+
+async fn attachment(aws: &Clients, proxy: &Proxy, volume: &str) -> Result<Option<String>, AwsError> {
+    let found = describe::volumes(aws, &[volume.to_owned()], &[], Patience::FRESH).await?;
+    let at = found.iter().flat_map(|v| &v.attachments).find(|(i, ..)| *i == proxy.instance);
+    Ok(at.map(|(_, device, _)| device.clone()))
+}
+
+/// Detaches a volume, if it is attached, and deletes it. It is no error if it is gone.
+pub async fn remove(aws: &Clients, volume: &str) -> Result<(), AwsError> {
+    let ids = [volume.to_owned()];
+    let mut poll = Poll::up_to(STATE_MAX);
+    loop {
+        let found = match describe::volumes(aws, &ids, &[], Patience::USUAL).await {
+            Ok(mut found) => found.pop(),
+            Err(error) if error.kind == Kind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let Some(found) = found else { return Ok(()) };
+        match found.state.as_str() {
+            "deleting" | "deleted" => return Ok(()),
+            "available" | "error" => break,
+            _ => {}
+        }
+        if found.attachments.iter().any(|(_, _, state)| state == "attached" || state == "attaching") {
+            let outcome = aws
+                .retry
+                .call("DetachVolume", volume, Patience::USUAL, || {
+                    aws.ec2.detach_volume().volume_id(volume).send()
+                })
+                .await;
+            match outcome {
+                Err(error) if error.kind == Kind::State => {}
+                other => gone_is_well(other.map(drop))?,
+            }
+        }
+        poll.again(&aws.retry, "DescribeVolumes", volume, &found.state).await?;
+    }
+    let outcome = aws
+        .retry
+        .call("DeleteVolume", volume, Patience::USUAL, || aws.ec2.delete_volume().volume_id(volume).send())
+        .await;
+    gone_is_well(outcome.map(drop))
+}
+
+/// Names for data volumes of any type of instance, best first.
+fn device_names() -> impl Iterator<Item = String> {
+    let plain = ('f'..='p').map(|letter| format!("/dev/sd{letter}"));
+    let far = ('b'..='c').flat_map(|a| ('a'..='z').map(move |b| format!("/dev/xvd{a}{b}")));
+    plain.chain(far)
+}
+
+/// What two names have in common that mean the same device: `/dev/sdf` and `/dev/xvdf`.
+fn letters(device: &str) -> String {
+    let name = device.trim_start_matches("/dev/");
+    name.trim_start_matches("xvd").trim_start_matches("sd").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_mean_the_same() {
+        assert_eq!(letters("/dev/sdf"), letters("xvdf"));
+        assert_ne!(letters("/dev/xvdba"), letters("/dev/sdb"));
+        assert_eq!(device_names().count(), 11 + 52);
+    }
+}
