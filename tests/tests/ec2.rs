@@ -262,3 +262,24 @@ fn what_is_not_allowed_is_named() {
     cloud.backup(&repo, &["--no-anchor"]);
     assert_eq!(cloud.marked(), Vec::<String>::new());
 }
+
+/// What `iam-policy` prints is enough for both ways, both modes and a sweep.
+#[test]
+fn the_printed_policy_is_enough() {
+    let work = Workdir::new("ec2");
+    let cloud = Cloud::start(&work, cloud::options(&work), 8 * MIB);
+    let repo = Repo::encrypted(&work, "repo", &[]);
+    let policy = cloud.command(&repo, &["iam-policy"]).run().ok().json();
+    cloud.lab.access.set_policy(penstock_lab::KEY_ID, Some(&policy));
+    for args in [["--read", "direct"], ["--read", "attach"], ["--mode", "ami"], ["--mode", "snapshots"]] {
+        cloud.backup(&repo, &args);
+        change(&cloud, 9);
+    }
+    cloud.command(&repo, &["sweep"]).run().ok();
+    let policy = cloud.command(&repo, &["iam-policy", "--no-attach", "--no-ami"]).run().ok().json();
+    cloud.lab.access.set_policy(penstock_lab::KEY_ID, Some(&policy));
+    cloud.backup(&repo, &["--read", "direct"]);
+    change(&cloud, 10);
+    let denied = cloud.backup_command(&repo, &["--read", "attach"]).run().expect(&[code::FAILED]);
+    denied.says("ec2:CreateVolume");
+}

@@ -1,6 +1,7 @@
 //! `penstock ec2`: EC2 instances without a server.
 
 mod backup;
+mod iam_policy;
 mod list;
 mod sweep;
 
@@ -100,6 +101,7 @@ enum Verb {
     List(list::Args),
     Backup(backup::Args),
     Sweep(sweep::Args),
+    IamPolicy(iam_policy::Args),
 }
 
 /// Does it.
@@ -108,6 +110,7 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
         Verb::List(verb) => list::run(verb, &args.reach, session),
         Verb::Backup(verb) => backup::run(verb, &args.reach, session),
         Verb::Sweep(verb) => sweep::run(verb, &args.reach, session),
+        Verb::IamPolicy(verb) => iam_policy::run(verb),
     }
 }
 
