@@ -53,7 +53,7 @@ impl RangeSource for Blocks {
         wanted.dedup();
         self.fetched.fetch_add(wanted.len() as u64, Ordering::Relaxed);
         let part = |b: u64| ((b * BLOCK - offset_bytes) as u32, Bytes::copy_from_slice(self.block(b)));
-        Ok(Fetched { parts: wanted.into_iter().map(part).collect(), held: Box::new(()) })
+        Ok(Fetched { parts: wanted.into_iter().map(part).collect(), kept: Vec::new(), held: Box::new(()) })
     }
 }
 

@@ -4,9 +4,13 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use super::{ParentLeaf, Shared};
+use bytes::Bytes;
+
+use super::{ParentLeaf, SegmentTag, Shared};
 use crate::error::{Error, Result};
-use crate::io::{OpenFile, RangeSource};
+use crate::format::node::Leaf;
+use crate::id::ChunkId;
+use crate::io::{Fetched, OpenFile, RangeSource};
 use crate::limits::IO_ALIGN;
 use crate::pack::FrameReader;
 use crate::source::Source;
@@ -41,9 +45,7 @@ impl Origin {
 /// money: there it is taken from the parent's chunks in the repository.
 #[derive(Default)]
 pub struct Unchanged {
-    frames: Option<FrameReader>,
-    stored: Vec<u8>,
-    raw: Vec<u8>,
+    chunks: Chunks,
 }
 
 impl Unchanged {
@@ -60,46 +62,130 @@ impl Unchanged {
         match origin {
             None => Err(Error::Invalid { what: "a stream cannot be read again".into() }),
             Some(Origin::File(file)) => read_file(file, offset_bytes, range, buf),
-            Some(Origin::Ranges(_)) => self.read_parent(shared, parent, range, buf).map(|()| 0),
+            Some(Origin::Ranges(_)) => {
+                buf[range.start as usize..range.end as usize].fill(0);
+                for kept in kept_parts(&parent.leaf, range) {
+                    let bytes = self.chunks.read(shared, &kept)?;
+                    buf[kept.place as usize..][..bytes.len()].copy_from_slice(bytes);
+                }
+                Ok(0)
+            }
         }
+    }
+}
+
+/// A part of a chunk of the parent.
+struct Kept {
+    id: ChunkId,
+    chunk_bytes: u32,
+    /// Within the chunk.
+    part: Range<u32>,
+    /// Where the part belongs in the segment.
+    place: u32,
+}
+
+/// The parts of the leaf's chunks in a range of its segment; zeros are left out.
+fn kept_parts(leaf: &Leaf, range: Range<u32>) -> impl Iterator<Item = Kept> + '_ {
+    leaf.with_offsets().filter_map(move |(start, piece)| {
+        let (from, to) = (start.max(range.start), (start + piece.len).min(range.end));
+        let id = piece.chunk.filter(|_| from < to)?;
+        Some(Kept { id, chunk_bytes: piece.len, part: from - start..to - start, place: from })
+    })
+}
+
+/// Reads chunks of the parent.
+#[derive(Default)]
+struct Chunks {
+    frames: Option<FrameReader>,
+    stored: Vec<u8>,
+    raw: Vec<u8>,
+}
+
+impl Chunks {
+    fn read(&mut self, shared: &Shared, kept: &Kept) -> Result<&[u8]> {
+        let id = &kept.id;
+        let at = shared.claims.index().find(id.as_bytes())?.ok_or_else(|| Error::Missing {
+            object: format!("chunk {id}"),
+            needed_by: "the recovery point that this backup is compared with".into(),
+        })?;
+        let key = at.pack_key();
+        let span = Span::At { offset: at.offset.into(), len: at.stored_bytes as usize };
+        if shared.repo.store.get(&key, span, &mut self.stored)?.is_none() {
+            return Err(Error::Missing { object: key, needed_by: "the index".into() });
+        }
+        self.raw.resize(kept.chunk_bytes as usize, 0);
+        let frames = match &mut self.frames {
+            Some(frames) => frames,
+            slot => slot.insert(FrameReader::new()?),
+        };
+        frames.read(&shared.repo.keys, &at, id.as_bytes(), &self.stored, &mut self.raw)?;
+        Ok(&self.raw[kept.part.start as usize..kept.part.end as usize])
+    }
+}
+
+/// A source behind an API with the parent's chunks beside it: the job of one segment. Both are waited for in a fetcher, of which there are many, so that
+/// workers never wait for a store that is far away.
+pub struct Beside {
+    source: Arc<dyn RangeSource>,
+    shared: Arc<Shared>,
+    /// To be fetched from the source.
+    changed: Vec<Range<u32>>,
+    /// To be taken from the repository.
+    kept: Vec<Kept>,
+}
+
+impl Beside {
+    /// What a fetcher asks for `ranges` of the segment.
+    pub fn the_source(
+        source: Arc<dyn RangeSource>,
+        shared: &Arc<Shared>,
+        tag: &SegmentTag,
+        ranges: &[Range<u32>],
+    ) -> Arc<dyn RangeSource> {
+        let (Some(parent), Some(changed)) = (&tag.parent, &tag.changed) else { return source };
+        let unchanged = without(ranges, changed);
+        let kept: Vec<Kept> =
+            unchanged.into_iter().flat_map(|range| kept_parts(&parent.leaf, range)).collect();
+        Arc::new(Self { source, shared: shared.clone(), changed: changed.clone(), kept })
+    }
+}
+
+impl RangeSource for Beside {
+    fn name(&self) -> &str {
+        self.source.name()
     }
 
-    fn read_parent(
-        &mut self,
-        shared: &Shared,
-        parent: &ParentLeaf,
-        range: Range<u32>,
-        buf: &mut [u8],
-    ) -> Result<()> {
-        for (start, piece) in parent.leaf.with_offsets() {
-            let (from, to) = (start.max(range.start), (start + piece.len).min(range.end));
-            if from >= to {
-                continue;
-            }
-            let place = &mut buf[from as usize..to as usize];
-            let Some(id) = &piece.chunk else {
-                place.fill(0);
-                continue;
-            };
-            let at = shared.claims.index().find(id.as_bytes())?.ok_or_else(|| Error::Missing {
-                object: format!("chunk {id}"),
-                needed_by: "the recovery point that this backup is compared with".into(),
-            })?;
-            let key = at.pack_key();
-            let span = Span::At { offset: at.offset.into(), len: at.stored_bytes as usize };
-            if shared.repo.store.get(&key, span, &mut self.stored)?.is_none() {
-                return Err(Error::Missing { object: key, needed_by: "the index".into() });
-            }
-            self.raw.resize(piece.len as usize, 0);
-            let frames = match &mut self.frames {
-                Some(frames) => frames,
-                slot => slot.insert(FrameReader::new()?),
-            };
-            frames.read(&shared.repo.keys, &at, id.as_bytes(), &self.stored, &mut self.raw)?;
-            place.copy_from_slice(&self.raw[(from - start) as usize..(to - start) as usize]);
-        }
-        Ok(())
+    fn parallel(&self) -> usize {
+        self.source.parallel()
     }
+
+    fn fetch(&self, offset_bytes: u64, _: &[Range<u32>]) -> Result<Fetched> {
+        let mut kept = Vec::with_capacity(self.kept.len());
+        let mut chunks = Chunks::default();
+        for part in &self.kept {
+            kept.push((part.place, Bytes::copy_from_slice(chunks.read(&self.shared, part)?)));
+        }
+        let fetched = self.source.fetch(offset_bytes, &self.changed)?;
+        Ok(Fetched { kept, ..fetched })
+    }
+}
+
+/// What of `ranges` is in none of `others`; both are sorted, and each range apart from the next.
+fn without(ranges: &[Range<u32>], others: &[Range<u32>]) -> Vec<Range<u32>> {
+    let mut left = Vec::new();
+    for range in ranges {
+        let mut at = range.start;
+        for other in others.iter().filter(|o| o.end > range.start && o.start < range.end) {
+            if other.start > at {
+                left.push(at..other.start);
+            }
+            at = at.max(other.end);
+        }
+        if at < range.end {
+            left.push(at..range.end);
+        }
+    }
+    left
 }
 
 fn read_file(file: &OpenFile, offset_bytes: u64, range: Range<u32>, buf: &mut [u8]) -> Result<u64> {
@@ -121,4 +207,28 @@ fn read_file(file: &OpenFile, offset_bytes: u64, range: Range<u32>, buf: &mut [u
         )));
     }
     Ok((at - start) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::node::Piece;
+
+    #[test]
+    fn what_is_left_of_ranges() {
+        let left = |ranges: &[Range<u32>], others: &[Range<u32>]| without(ranges, others);
+        assert_eq!(left(&[0..10, 20..30], &[2..4, 8..22]), [0..2, 4..8, 22..30]);
+        assert_eq!(left(&[5..6], &[0..10]), []);
+        assert_eq!(left(&[5..6], &[]), [5..6]);
+    }
+
+    #[test]
+    fn parts_of_chunks_in_a_range() {
+        let chunk = |byte| Some(ChunkId::new([byte; 32]));
+        let pieces = [(100, chunk(1)), (50, None), (100, chunk(2))];
+        let mut leaf = Leaf::default();
+        pieces.into_iter().for_each(|(len, chunk)| leaf.push(Piece { len, chunk }));
+        let kept: Vec<_> = kept_parts(&leaf, 90..160).map(|k| (k.part, k.place, k.chunk_bytes)).collect();
+        assert_eq!(kept, [(90..100, 90, 100), (0..10, 150, 100)]);
+    }
 }

@@ -1,16 +1,16 @@
 //! The planner: decides for each segment whether it is read, taken over from the parent or the journal, or a hole, and sends out the reads.
 //! A stream is read right here, since it comes in one order only.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_channel::Sender as JobSender;
 use crossbeam::channel::Sender;
 
 use super::adopt::Finished;
-use super::origin::Origin;
+use super::origin::{Beside, Origin};
 use super::rechunk;
 use super::worker::Tagged;
 use super::{Event, GroupPlan, ParentLeaf, SegmentTag, Shared, VolumeSource};
@@ -24,6 +24,9 @@ use crate::manifest::{GROUP_SEGMENTS, NodeReader, Shape, TreeReader};
 use crate::repo::Repository;
 use crate::run::Progress;
 use crate::source::{Extents, Source};
+
+/// Volumes planned, and so read, at a time. A volume of a cloud has a rate of its own, below what one machine reads: several together are faster than one after the other.
+const VOLUMES_AT_A_TIME: usize = 8;
 
 /// What is to be backed up.
 pub struct Input {
@@ -52,47 +55,68 @@ pub struct Outputs {
 /// The planner thread.
 pub struct Planner {
     shared: Arc<Shared>,
-    volumes: Vec<(VolumeSource, Option<TreeReader>)>,
-    finished: Finished,
+    volumes: VecDeque<Planned>,
     outputs: Outputs,
+}
+
+/// A volume that waits to be planned.
+struct Planned {
+    number: u16,
+    volume: VolumeSource,
+    parent: Option<TreeReader>,
+    finished: HashMap<SegmentNo, NodeRef>,
 }
 
 impl Planner {
     /// Opens the parents' manifests.
-    pub fn new(repo: &Repository, shared: Arc<Shared>, input: Input, outputs: Outputs) -> Result<Self> {
-        let volumes = input
-            .volumes
-            .into_iter()
-            .map(|volume| {
-                let old = input.parent.as_ref().and_then(|parent| parent.volume(&volume.name));
-                let tree = old.map(|old| repo.tree(old.size_bytes, old.root)).transpose()?;
-                Ok((volume, tree))
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { shared, volumes, finished: input.finished, outputs })
+    pub fn new(repo: &Repository, shared: Arc<Shared>, mut input: Input, outputs: Outputs) -> Result<Self> {
+        let mut volumes = VecDeque::new();
+        for (number, volume) in input.volumes.into_iter().enumerate() {
+            let number = number as u16;
+            let old = input.parent.as_ref().and_then(|parent| parent.volume(&volume.name));
+            let parent = old.map(|old| repo.tree(old.size_bytes, old.root)).transpose()?;
+            volumes.push_back(Planned { number, volume, parent, finished: input.finished.volume(number) });
+        }
+        Ok(Self { shared, volumes, outputs })
     }
 
-    /// Plans all volumes. Ends early when the run is stopped; dropping the outputs then lets the readers end.
-    pub fn run(mut self) -> Result<()> {
-        for (number, (volume, parent)) in std::mem::take(&mut self.volumes).into_iter().enumerate() {
-            let mut plan = VolumePlan {
-                shared: &self.shared,
-                outputs: &self.outputs,
-                number: number as u16,
-                finished: self.finished.volume(number as u16),
-                parent,
-                nodes: None,
-                unread: Counts::default(),
-            };
-            plan.run(volume)?;
-        }
+    /// Plans all volumes, several at a time. Ends early when the run is stopped; dropping the outputs then lets the readers end.
+    pub fn run(self) -> Result<()> {
+        let Self { shared, volumes, outputs } = self;
+        let threads = volumes.len().min(VOLUMES_AT_A_TIME);
+        let volumes = Mutex::new(volumes);
+        let plan_next = || {
+            loop {
+                let next = volumes.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let Some(Planned { number, volume, parent, finished }) = next else { return };
+                let mut plan = VolumePlan {
+                    shared: &shared,
+                    outputs: &outputs,
+                    number,
+                    finished,
+                    parent,
+                    nodes: None,
+                    unread: Counts::default(),
+                };
+                if let Err(error) = plan.run(volume) {
+                    shared.run.fail(error);
+                    return;
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(plan_next);
+            }
+            plan_next();
+        });
         Ok(())
     }
 }
 
 /// Plans one volume.
 struct VolumePlan<'a> {
-    shared: &'a Shared,
+    shared: &'a Arc<Shared>,
     outputs: &'a Outputs,
     number: u16,
     finished: HashMap<SegmentNo, NodeRef>,
@@ -242,12 +266,7 @@ impl VolumePlan<'_> {
             let (ranges, changed) = match &parent {
                 Some(parent) => {
                     let changed = rechunk::on_grid(extents_within(changed, offset, len), len as u32);
-                    let ranges = match origin {
-                        Origin::File(_) => rechunk::ranges_to_read(&parent.leaf, &changed, len as u32),
-                        // What is unchanged comes from the repository: see `origin`.
-                        Origin::Ranges(_) => changed.clone(),
-                    };
-                    (ranges, Some(changed))
+                    (rechunk::ranges_to_read(&parent.leaf, &changed, len as u32), Some(changed))
                 }
                 None => (std::iter::once(0..len as u32).collect(), None),
             };
@@ -276,6 +295,7 @@ impl VolumePlan<'_> {
                 self.outputs.jobs.send_blocking(ReadJob { tag, file, offset_bytes, ranges }).is_ok()
             }
             Origin::Ranges(source) => {
+                let source = Beside::the_source(source, self.shared, &tag.tag, &ranges);
                 self.outputs.fetch_jobs.send_blocking(FetchJob { tag, source, offset_bytes, ranges }).is_ok()
             }
         }

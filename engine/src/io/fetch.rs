@@ -34,6 +34,8 @@ pub trait RangeSource: Send + Sync {
 pub struct Fetched {
     /// Bytes by their place relative to the job's offset. They may reach beyond the ranges; parts of the ranges that are in none of them are zero.
     pub parts: Vec<(u32, Bytes)>,
+    /// As `parts`, but got from elsewhere: they do not count as read.
+    pub kept: Vec<(u32, Bytes)>,
     /// Dropped when the bytes were copied: the source's credit for holding them.
     pub held: Box<dyn Any + Send>,
 }
@@ -89,22 +91,25 @@ fn fill<T>(job: FetchJob<T>, fetched: Fetched, mut buf: PooledBuf) -> ReadResult
     for piece in pieces {
         buf[piece.start as usize..piece.end as usize].fill(0);
     }
-    let mut read_bytes = 0;
-    for (at, bytes) in &fetched.parts {
+    for (at, bytes) in fetched.parts.iter().chain(&fetched.kept) {
         let start = *at as usize;
         let Some(place) = buf.get_mut(start..start + bytes.len()) else {
             let error = wrong("it answered with bytes beyond the buffer");
             return Err((job.tag, error));
         };
         place.copy_from_slice(bytes);
-        read_bytes += bytes.len() as u64;
     }
+    let read_bytes = fetched.parts.iter().map(|(_, bytes)| bytes.len() as u64).sum();
     Ok(ReadDone { tag: job.tag, buf, read_bytes, offset_bytes: job.offset_bytes, ranges: job.ranges })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn got(parts: Vec<(u32, Bytes)>) -> Fetched {
+        Fetched { parts, kept: Vec::new(), held: Box::new(()) }
+    }
 
     /// Has 0xAB in its second 4 KiB only.
     struct Sparse;
@@ -120,8 +125,8 @@ mod tests {
 
         fn fetch(&self, offset_bytes: u64, _: &[Range<u32>]) -> Result<Fetched> {
             match offset_bytes {
-                0 => Ok(Fetched { parts: vec![(4096, Bytes::from(vec![0xAB; 4096]))], held: Box::new(()) }),
-                1 => Ok(Fetched { parts: vec![(8192, Bytes::from(vec![1; 8192]))], held: Box::new(()) }),
+                0 => Ok(got(vec![(4096, Bytes::from(vec![0xAB; 4096]))])),
+                1 => Ok(got(vec![(8192, Bytes::from(vec![1; 8192]))])),
                 _ => Err(Error::Cancelled),
             }
         }

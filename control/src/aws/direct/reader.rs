@@ -187,7 +187,7 @@ impl Reader {
                 parts.push((u32::try_from(place).unwrap_or(u32::MAX), bytes.slice(..len as usize)));
             }
         }
-        Ok(Fetched { parts, held: Box::new(held) })
+        Ok(Fetched { parts, kept: Vec::new(), held: Box::new(held) })
     }
 }
 
