@@ -32,29 +32,40 @@ pub fn options(work: &Workdir) -> Options {
 }
 
 impl Cloud {
-    /// Starts it. The root holds `root_bytes` of contents of several kinds, the data volume a few MiB, each in a volume of whole GiB.
-    pub fn start(work: &Workdir, options: Options, root_bytes: u64) -> Self {
-        std::fs::create_dir_all(work.join("lab")).unwrap();
+    /// A machine whose volumes hold these images, and one that is left out.
+    pub fn of_images(options: Options, name: &str, images: &[&Path]) -> Self {
+        std::fs::create_dir_all(options.root.as_ref().unwrap()).unwrap();
         let lab = Lab::start(options).unwrap();
-        let root = work.join("root.img");
-        let data = work.join("data.img");
-        image::mixed(&root, root_bytes, 1);
-        image::mixed(&data, 24 * MIB, 2);
-        let volume = |file: &Path| VolumeSpec { file: Some(file.to_owned()), ..VolumeSpec::default() };
+        let web = Self::machine(&lab, name, images);
+        Self { lab, web }
+    }
+
+    /// Adds such a machine.
+    pub fn machine(lab: &Lab, name: &str, images: &[&Path]) -> Placed {
+        let volume = |file: &&Path| VolumeSpec { file: Some(file.to_path_buf()), ..VolumeSpec::default() };
         let scratch = VolumeSpec {
             size_gib: Some(1),
             tags: [("backup".to_owned(), "no".to_owned())].into(),
             ..VolumeSpec::default()
         };
         let spec = InstanceSpec {
-            name: "web-01".into(),
+            name: name.into(),
             user_data: Some("#!/bin/sh\n".into()),
-            volumes: vec![volume(&root), volume(&data), scratch],
+            volumes: images.iter().map(volume).chain([scratch]).collect(),
             ..InstanceSpec::default()
         };
-        let web = lab.add_instance(&spec).unwrap();
-        lab.volume_write(&web.volumes[2], 0, b"not to be read").unwrap();
-        Self { lab, web }
+        let machine = lab.add_instance(&spec).unwrap();
+        lab.volume_write(machine.volumes.last().unwrap(), 0, b"not to be read").unwrap();
+        machine
+    }
+
+    /// Starts it. The root holds `root_bytes` of contents of several kinds, the data volume a few MiB, each in a volume of whole GiB.
+    pub fn start(work: &Workdir, options: Options, root_bytes: u64) -> Self {
+        let root = work.join("root.img");
+        let data = work.join("data.img");
+        image::mixed(&root, root_bytes, 1);
+        image::mixed(&data, 24 * MIB, 2);
+        Self::of_images(options, "web-01", &[&root, &data])
     }
 
     /// `ec2 ARGS… --json` on this account.
@@ -86,6 +97,20 @@ impl Cloud {
                 repo.root(id["recovery_point"].as_str().unwrap(), 0)
             })
             .collect()
+    }
+
+    /// Sets a tag, as the user does.
+    pub fn tag(&self, id: &str, key: &str, value: &str) {
+        self.lab.set_tag(id, key, value).unwrap();
+    }
+
+    /// The account, without what only counts (numbers given out).
+    pub fn account(&self) -> Value {
+        let mut dump = self.lab.dump();
+        if let Some(region) = dump[&self.lab.options.region].as_object_mut() {
+            region.remove("ids");
+        }
+        dump
     }
 
     /// Snapshots, volumes and images in the account that carry penstock's tag, as `kind id purpose`.

@@ -1,6 +1,7 @@
 //! Temporary volumes: made of a snapshot in the proxy's zone, attached to it, and taken away.
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_sdk_ec2::types::{Filter, ResourceType, VolumeType};
@@ -8,16 +9,13 @@ use aws_sdk_ec2::types::{Filter, ResourceType, VolumeType};
 use super::clients::{Clients, Proxy};
 use super::describe;
 use super::error::{AwsError, Kind};
+use super::prices;
 use super::retry::{Patience, Poll};
 use super::snapshots::gone_is_well;
 use super::tags::{self, Tags};
 
 /// Time for a volume to be made, attached or detached.
 const STATE_MAX: Duration = Duration::from_secs(600);
-/// MiB/s of a gp3 volume that nobody pays extra for.
-pub const GP3_THROUGHPUT: u32 = 125;
-/// IOPS of a gp3 volume that nobody pays extra for.
-const GP3_IOPS: u32 = 3000;
 
 /// What is made of a snapshot.
 #[derive(Clone, Debug)]
@@ -34,7 +32,7 @@ pub struct VolumeSpec<'a> {
 
 /// Makes a volume; it cannot be attached yet.
 pub async fn create(aws: &Clients, proxy: &Proxy, spec: &VolumeSpec<'_>) -> Result<String, AwsError> {
-    let iops = GP3_IOPS.max(spec.throughput.saturating_mul(4));
+    let iops = iops_for(spec.throughput);
     let made = aws
         .retry
         .call("CreateVolume", spec.snapshot, Patience::FRESH, || {
@@ -51,6 +49,11 @@ pub async fn create(aws: &Clients, proxy: &Proxy, spec: &VolumeSpec<'_>) -> Resu
         })
         .await?;
     Ok(made.volume_id().unwrap_or_default().to_owned())
+}
+
+/// IOPS that a throughput needs: AWS gives 0.25 MiB/s for each.
+pub fn iops_for(throughput: u32) -> u32 {
+    prices::GP3_IOPS.max(throughput.saturating_mul(4))
 }
 
 /// Waits until it can be attached.
@@ -81,6 +84,32 @@ async fn wait(
     }
 }
 
+/// Device names that attachments under way have asked for: AWS does not list them yet.
+#[derive(Debug, Default)]
+pub struct Names(Mutex<BTreeSet<String>>);
+
+/// A name that nobody else of this program asks for while this lives.
+struct Reserved<'a> {
+    names: &'a Names,
+    device: String,
+}
+
+impl Names {
+    /// The first that is free.
+    fn reserve(&self, taken: &BTreeSet<String>) -> Option<Reserved<'_>> {
+        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let device = device_names().find(|name| !taken.contains(&letters(name)) && !asked.contains(name))?;
+        asked.insert(device.clone());
+        Some(Reserved { names: self, device })
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.names.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.device);
+    }
+}
+
 /// Attaches a volume to the proxy under a device name that is free; returns the name.
 pub async fn attach(aws: &Clients, proxy: &Proxy, volume: &str) -> Result<String, AwsError> {
     let mine = Filter::builder().name("attachment.instance-id").values(&proxy.instance).build();
@@ -92,10 +121,11 @@ pub async fn attach(aws: &Clients, proxy: &Proxy, volume: &str) -> Result<String
         .map(|(_, device, _)| letters(device))
         .collect();
     loop {
-        let Some(device) = device_names().find(|name| !taken.contains(&letters(name))) else {
+        let Some(reserved) = aws.names.reserve(&taken) else {
             let message = "no device name is free";
             return Err(AwsError::new("AttachVolume", volume, Kind::Refused, message));
         };
+        let device = reserved.device.clone();
         let outcome = aws
             .retry
             .call("AttachVolume", volume, Patience::FRESH, || {
@@ -190,5 +220,16 @@ mod tests {
         assert_eq!(letters("/dev/sdf"), letters("xvdf"));
         assert_ne!(letters("/dev/xvdba"), letters("/dev/sdb"));
         assert_eq!(device_names().count(), 11 + 52);
+    }
+
+    #[test]
+    fn two_attachments_ask_for_two_names() {
+        let names = Names::default();
+        let taken = BTreeSet::from([letters("/dev/xvdf")]);
+        let one = names.reserve(&taken).unwrap();
+        let other = names.reserve(&taken).unwrap();
+        assert_eq!((one.device.as_str(), other.device.as_str()), ("/dev/sdg", "/dev/sdh"));
+        drop(one);
+        assert_eq!(names.reserve(&taken).unwrap().device, "/dev/sdg");
     }
 }

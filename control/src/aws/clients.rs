@@ -11,6 +11,7 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use penstock_engine::store::object::Runtime;
 
+use super::attach::Names;
 use super::error::{AwsError, Kind};
 use super::limiter::{Limiter, Rates};
 use super::retry::Retry;
@@ -45,6 +46,8 @@ pub struct Clients {
     pub list_rate: Limiter,
     /// As asked for.
     pub rates: Rates,
+    /// Device names of the proxy that this program is about to use.
+    pub names: Names,
     /// The region.
     pub region: String,
 }
@@ -94,6 +97,7 @@ impl Clients {
             get_rate: Limiter::new(options.rates.get),
             list_rate: Limiter::new(options.rates.list),
             rates: options.rates,
+            names: Names::default(),
             region,
             runtime,
         })

@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::operation::RequestId;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -72,7 +73,8 @@ impl AwsError {
             SdkError::ServiceError(_) => kind_of(code.as_deref(), status),
             // A request that was not built never left: credentials, or a wrong argument.
             SdkError::ConstructionFailure(_) => Kind::Refused,
-            SdkError::DispatchFailure(failure) if !(failure.is_io() || failure.is_timeout()) => Kind::Denied,
+            SdkError::DispatchFailure(_) if is_without_credentials(error) => Kind::Denied,
+            SdkError::DispatchFailure(failure) if failure.is_user() => Kind::Refused,
             _ => Kind::Transient,
         };
         Self { call, object: object.to_owned(), kind, code, message, request_id }
@@ -113,6 +115,12 @@ impl AwsError {
                 "check the id and the region (--region); a KMS key that may not be used shows like this too: kms:Decrypt, kms:CreateGrant".into()
             }
             Kind::NotFound => "check the id and the region (--region)".into(),
+            Kind::Denied if self.message.contains("KMS") => {
+                "kms:Decrypt, kms:DescribeKey and kms:CreateGrant are needed on that key, and the key's own policy must allow them: `penstock ec2 iam-policy` prints them".into()
+            }
+            Kind::Denied if self.code.is_none() => {
+                "no credentials were found: give --profile, the variables that the AWS command line knows, or this instance a role".into()
+            }
             Kind::Denied => format!(
                 "`penstock ec2 iam-policy` prints what this program needs; {} is missing, or forbidden",
                 action_of(self.call)
@@ -121,6 +129,18 @@ impl AwsError {
             Kind::Refused | Kind::Cancelled => String::new(),
         }
     }
+}
+
+/// True if the request was never sent, because nobody could say as whom.
+fn is_without_credentials(error: &(dyn StdError + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(inner) = cause {
+        if inner.is::<CredentialsError>() {
+            return true;
+        }
+        cause = inner.source();
+    }
+    false
 }
 
 /// The IAM action behind a call.
@@ -256,5 +276,10 @@ mod tests {
         ));
         assert!(text.contains("ec2:CreateVolume"), "{text}");
         assert!(penstock_engine::Error::from(error).to_string().contains("request r-7"));
+        let key =
+            AwsError::new("GetSnapshotBlock", "snap-1", Kind::Denied, "The caller may not use the KMS key");
+        assert!(key.to_string().contains("kms:Decrypt"), "{key}");
+        let nobody = AwsError::new("DescribeVolumes", "vol-1", Kind::Denied, "dispatch failure");
+        assert!(nobody.to_string().contains("credentials"), "{nobody}");
     }
 }

@@ -7,6 +7,7 @@
 //! | what went wrong, with the request's id and what to do | [`error`] |
 //! | the one retry layer | [`retry`] |
 //! | rates that the account allows | [`limiter`] |
+//! | what it costs | [`prices`] |
 //! | tags of what this program makes | [`tags`] |
 //! | instances, volumes, images as they are | [`describe`], and whole, as AWS says it: [`whole`] |
 //! | snapshots, images: made, waited for, deleted | [`snapshots`], [`images`] |
@@ -21,6 +22,7 @@ pub mod direct;
 pub mod error;
 pub mod images;
 pub mod limiter;
+pub mod prices;
 pub mod resolver;
 pub mod retry;
 pub mod snapshots;

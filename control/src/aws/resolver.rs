@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::error::{AwsError, Kind};
+use super::retry::Retry;
 
 const CALL: &str = "AttachVolume";
 /// Prefix of the links that udev's rules make.
@@ -40,32 +41,30 @@ pub struct Wanted<'a> {
 }
 
 impl Roots {
-    /// Waits for the device. Blocks the calling thread.
-    pub fn wait(
+    /// Waits for the device.
+    pub async fn wait(
         &self,
+        retry: &Retry,
         wanted: &Wanted<'_>,
         time: Duration,
-        stop: impl Fn() -> Result<(), AwsError>,
     ) -> Result<PathBuf, AwsError> {
         let end = Instant::now() + time;
         loop {
-            stop()?;
-            match self.find(wanted) {
+            let why = match self.find(wanted) {
                 Ok(Some(path)) => return Ok(path),
-                Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(50)),
-                Ok(None) => {
-                    let message = format!(
-                        "it is attached as {}, but no device with its serial appeared below {} in {} s: is this the instance it was attached to?",
-                        wanted.device,
-                        self.dev.display(),
-                        time.as_secs()
-                    );
-                    return Err(AwsError::new(CALL, wanted.volume, Kind::State, message));
-                }
+                Ok(None) => format!(
+                    "it is attached as {}, but no device with its serial appeared below {} in {} s: is this the instance it was attached to?",
+                    wanted.device,
+                    self.dev.display(),
+                    time.as_secs()
+                ),
                 // udev may be half done: the size is set after the name.
-                Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(50)),
-                Err(why) => return Err(AwsError::new(CALL, wanted.volume, Kind::State, why)),
+                Err(why) => why,
+            };
+            if Instant::now() >= end {
+                return Err(AwsError::new(CALL, wanted.volume, Kind::State, why));
             }
+            retry.pause(CALL, Duration::from_millis(50)).await?;
         }
     }
 
@@ -216,7 +215,9 @@ mod tests {
         assert!(tree.roots().find(&wanted(GIB)).unwrap_err().contains("no controller"));
         tree.nvme(2, "vol0aa", 1);
         assert!(tree.roots().find(&wanted(GIB)).unwrap_err().contains("udev says it is nvme1n1"));
-        let error = tree.roots().wait(&wanted(GIB), Duration::ZERO, || Ok(())).unwrap_err();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let retry = Retry::default();
+        let error = runtime.block_on(tree.roots().wait(&retry, &wanted(GIB), Duration::ZERO)).unwrap_err();
         assert!(error.to_string().contains("vol-0aa"), "{error}");
     }
 

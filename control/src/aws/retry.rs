@@ -7,7 +7,7 @@
 use std::error::Error as StdError;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
@@ -51,7 +51,16 @@ pub struct Retry {
     retries: AtomicU64,
     calls: AtomicU64,
     cancelled: Arc<AtomicBool>,
-    cleaning_up: AtomicBool,
+    cleaning_up: AtomicUsize,
+}
+
+/// Something is being taken away.
+pub struct CleanUp<'a>(&'a Retry);
+
+impl Drop for CleanUp<'_> {
+    fn drop(&mut self) {
+        self.0.cleaning_up.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Retry {
@@ -65,14 +74,15 @@ impl Retry {
         (self.calls.load(Ordering::Relaxed), self.retries.load(Ordering::Relaxed))
     }
 
-    /// From here on, calls are made although the user asked to stop: they take away what is there.
-    pub fn clean_up(&self, begun: bool) {
-        self.cleaning_up.store(begun, Ordering::Relaxed);
+    /// While the guard lives, calls are made although the user asked to stop: they take away what is there.
+    pub fn clean_up(&self) -> CleanUp<'_> {
+        self.cleaning_up.fetch_add(1, Ordering::Relaxed);
+        CleanUp(self)
     }
 
     /// `Cancelled` once the user asked to stop.
     pub fn check(&self, call: &'static str) -> Result<(), AwsError> {
-        match self.cancelled.load(Ordering::Relaxed) && !self.cleaning_up.load(Ordering::Relaxed) {
+        match self.cancelled.load(Ordering::Relaxed) && self.cleaning_up.load(Ordering::Relaxed) == 0 {
             true => Err(AwsError::new(call, "", Kind::Cancelled, "interrupted")),
             false => Ok(()),
         }

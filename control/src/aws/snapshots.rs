@@ -108,6 +108,20 @@ pub async fn find(
     }
 }
 
+/// Complete snapshots of these volumes that match the filters.
+pub async fn completed_of(
+    aws: &Clients,
+    volumes: &[String],
+    filters: &[Filter],
+) -> Result<Vec<Snapshot>, AwsError> {
+    let mut all = vec![
+        Filter::builder().name("volume-id").set_values(Some(volumes.to_vec())).build(),
+        Filter::builder().name("status").values("completed").build(),
+    ];
+    all.extend_from_slice(filters);
+    find(aws, &[], &all, Patience::USUAL).await
+}
+
 /// Waits until all of them are complete; in the order of `ids`.
 pub async fn wait(aws: &Clients, ids: &[String]) -> Result<Vec<Snapshot>, AwsError> {
     let mut poll = Poll::up_to(COMPLETE_MAX);

@@ -19,6 +19,11 @@ pub const REPOSITORY: &str = "penstock:repository";
 /// The instance an image or snapshot is of.
 pub const INSTANCE: &str = "penstock:instance";
 
+/// What belongs together of what `ec2 snapshot` took.
+pub const SET: &str = "penstock:set";
+/// When that was, RFC 3339.
+pub const TAKEN: &str = "penstock:taken";
+
 /// Gone with the end of its run.
 pub const TEMPORARY: &str = "temporary";
 /// Kept to know what changes until the next backup.

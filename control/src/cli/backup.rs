@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::args::{self, IoEngineArg};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{self, Facts};
-use super::progress::{Kind, Mode};
+use super::progress::{Kind, Mode, Shown};
 use super::session::Session;
 use super::spent::Spent;
 use super::{host, units};
@@ -144,13 +144,13 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
 /// Runs the engine's backup with progress and Ctrl-C.
 pub fn perform(
     session: &Session,
-    mode: Mode,
+    shown: impl Into<Shown>,
     repo: &Repository,
     volumes: Vec<VolumeSource>,
     options: &BackupOptions,
 ) -> Result<Done, Failure> {
     let before = repo.requests();
-    let report = session.with_run_in(Kind::Backup, mode, |run| backup::run(repo, volumes, options, run))?;
+    let report = session.with_run_in(Kind::Backup, shown, |run| backup::run(repo, volumes, options, run))?;
     Ok(Done { report, spent: Spent::since(repo, before) })
 }
 

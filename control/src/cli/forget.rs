@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use jiff::tz::{Offset, TimeZone};
+use jiff::tz::TimeZone;
 use penstock_engine::format::point::RecoveryPoint;
 use penstock_engine::id::PointId;
 use penstock_engine::repo::{Listed, Repository};
-use penstock_engine::retention::{self, Policy, Reason, TagRule, Within};
+use penstock_engine::retention::{self, Reason};
 use penstock_engine::{Error, forget};
 use serde::Serialize;
 
 use super::exit::{Exit, Failure, Outcome};
+use super::keep::{KeepArgs, local_time, zone_name};
 use super::output::{self, Table};
 use super::session::Session;
 use super::spent::Spent;
@@ -40,37 +41,8 @@ pub struct Args {
     #[arg(value_name = "POINT")]
     points: Vec<String>,
 
-    /// Keep the N newest points
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    keep_last: u32,
-
-    /// Keep the newest point of each of the last N hours that have one
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    keep_hourly: u32,
-
-    /// The same for days
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    keep_daily: u32,
-
-    /// The same for weeks, which begin on Monday
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    keep_weekly: u32,
-
-    /// The same for months
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    keep_monthly: u32,
-
-    /// The same for years
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    keep_yearly: u32,
-
-    /// Keep what is at most so much older than the newest point of its name: 14d, 8w, 6mo, 1y6mo, 36h
-    #[arg(long, value_name = "DURATION", value_parser = parse_within)]
-    keep_within: Option<Within>,
-
-    /// Keep points with this tag: KEY=VALUE, or KEY with any value
-    #[arg(long = "keep-tag", value_name = "TAG", value_parser = parse_tag_rule)]
-    keep_tags: Vec<TagRule>,
+    #[command(flatten)]
+    keep: KeepArgs,
 
     /// Only points of this machine; may be given several times
     #[arg(long = "name", value_name = "NAME", value_parser = args::parse_name)]
@@ -80,32 +52,9 @@ pub struct Args {
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = args::parse_tag)]
     tags: Vec<(String, String)>,
 
-    /// Where days begin, as Europe/Berlin or UTC [default: this machine's]
-    #[arg(long, value_name = "ZONE", value_parser = parse_zone)]
-    time_zone: Option<TimeZone>,
-
     /// Say what would be removed, and remove nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
-}
-
-fn parse_within(text: &str) -> Result<Within, String> {
-    Within::parse(text).map_err(|e| e.to_string())
-}
-
-fn parse_tag_rule(text: &str) -> Result<TagRule, String> {
-    let (key, value) = match text.split_once('=') {
-        Some((key, value)) => (key, Some(value.to_owned())),
-        None => (text, None),
-    };
-    match key {
-        "" => Err(format!("{text:?}: write a tag as KEY=VALUE, or KEY")),
-        _ => Ok(TagRule { key: key.to_owned(), value }),
-    }
-}
-
-fn parse_zone(text: &str) -> Result<TimeZone, String> {
-    TimeZone::get(text).map_err(|e| format!("{text:?} is no time zone known to this machine: {e}"))
 }
 
 /// The result of `forget --json`.
@@ -160,7 +109,7 @@ impl Decided {
 /// Removes them.
 pub fn run(args: &Args, session: &Session) -> Outcome {
     let repo = session.repository()?;
-    let zone = args.time_zone.clone().unwrap_or_else(TimeZone::system);
+    let zone = args.keep.zone();
     let (decided, damaged) = if args.points.is_empty() {
         by_policy(args, &repo, &zone)?
     } else {
@@ -204,16 +153,6 @@ fn by_policy(
     repo: &Repository,
     zone: &TimeZone,
 ) -> Result<(Vec<Decided>, Vec<String>), Failure> {
-    let policy = Policy {
-        last: args.keep_last,
-        hourly: args.keep_hourly,
-        daily: args.keep_daily,
-        weekly: args.keep_weekly,
-        monthly: args.keep_monthly,
-        yearly: args.keep_yearly,
-        within: args.keep_within.clone(),
-        tags: args.keep_tags.clone(),
-    };
     let (mut points, mut damaged) = (Vec::new(), Vec::new());
     for listed in repo.points()? {
         match listed {
@@ -235,7 +174,7 @@ fn by_policy(
         Some(retention::Point { id: point.point_id()?, name, time: point.started_at.parse().ok(), tags })
     };
     let candidates: Vec<retention::Point> = points.iter().filter_map(candidate).collect();
-    let mut reasons = retention::decide(&policy, &candidates, Timestamp::now(), zone)?;
+    let mut reasons = retention::decide(&args.keep.policy(), &candidates, Timestamp::now(), zone)?;
     let decided = |point: RecoveryPoint| {
         let id = point.point_id()?;
         // What the policy did not speak of does not go.
@@ -293,23 +232,6 @@ fn going_bytes(decided: &[Decided]) -> u64 {
     decided.iter().filter(|item| item.goes()).filter_map(Decided::logical_bytes).sum()
 }
 
-/// A zone without a name is one that could not be found out: UTC is taken.
-fn zone_name(zone: &TimeZone) -> &str {
-    zone.iana_name().unwrap_or(if zone.is_unknown() { "UTC" } else { "local" })
-}
-
-/// RFC 3339 to whole seconds, in the zone that the reasons speak of.
-fn local_time(text: &str, zone: &TimeZone) -> String {
-    match text.parse::<Timestamp>() {
-        Ok(time) => {
-            let zoned = time.to_zoned_datetime(zone.clone());
-            let format = if zoned.offset() == Offset::UTC { "%FT%TZ" } else { "%FT%T%:z" };
-            zoned.strftime(format).to_string()
-        }
-        Err(_) => text.to_owned(),
-    }
-}
-
 /// A table for each name, and what it comes to.
 fn text(args: &Args, decided: &[Decided], zone: &TimeZone) -> String {
     let goes = if args.dry_run { "would go" } else { "removed" };
@@ -350,21 +272,4 @@ fn text(args: &Args, decided: &[Decided], zone: &TimeZone) -> String {
         text += "what only they used is still stored: space comes back with `penstock gc`\n";
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tags_zones_and_times() {
-        assert_eq!(parse_tag_rule("pin"), Ok(TagRule { key: "pin".into(), value: None }));
-        assert_eq!(parse_tag_rule("a=b=c"), Ok(TagRule { key: "a".into(), value: Some("b=c".into()) }));
-        assert!(parse_tag_rule("").is_err() && parse_tag_rule("=x").is_err());
-        assert!(parse_zone("UTC").is_ok() && parse_zone("Mars/Olympus").is_err());
-        assert_eq!(local_time("2026-11-20T23:30:00.5Z", &TimeZone::UTC), "2026-11-20T23:30:00Z");
-        let east = TimeZone::fixed(jiff::tz::offset(1));
-        assert_eq!(local_time("2026-11-20T23:30:00.5Z", &east), "2026-11-21T00:30:00+01:00");
-        assert_eq!(local_time("yesterday", &east), "yesterday");
-    }
 }

@@ -19,7 +19,7 @@ struct Inner {
     hit: Arc<AtomicBool>,
     /// Holders that end cleanly by themselves once they see `hit`.
     holds: AtomicUsize,
-    run: Mutex<Weak<Run>>,
+    runs: Mutex<Vec<Weak<Run>>>,
     debris: Mutex<Option<String>>,
 }
 
@@ -48,10 +48,13 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// A run which a signal cancels. One at a time.
+    /// A run which a signal cancels.
     pub fn new_run(&self) -> Arc<Run> {
         let run = Arc::new(Run::new());
-        *lock(&self.0.run) = Arc::downgrade(&run);
+        let mut runs = lock(&self.0.runs);
+        runs.retain(|run| run.strong_count() > 0);
+        runs.push(Arc::downgrade(&run));
+        drop(runs);
         if self.is_hit() {
             run.cancel();
         }
@@ -87,11 +90,9 @@ impl Interrupt {
 impl Inner {
     fn signalled(&self) {
         let again = self.hit.swap(true, Ordering::SeqCst);
-        let run = lock(&self.run).upgrade();
-        if let Some(run) = &run {
-            run.cancel();
-        }
-        if again || (run.is_none() && self.holds.load(Ordering::SeqCst) == 0) {
+        let runs: Vec<Arc<Run>> = lock(&self.runs).iter().filter_map(Weak::upgrade).collect();
+        runs.iter().for_each(|run| run.cancel());
+        if again || (runs.is_empty() && self.holds.load(Ordering::SeqCst) == 0) {
             let left =
                 lock(&self.debris).as_ref().map(|what| format!("; left behind: {what}")).unwrap_or_default();
             output::note(&format!("penstock: interrupted{left}"));
@@ -118,12 +119,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_signal_cancels_the_run_that_is_there_and_every_later_one() {
+    fn the_first_signal_cancels_the_runs_that_are_there_and_every_later_one() {
         let interrupt = Interrupt::default();
-        let run = interrupt.new_run();
+        let (run, other) = (interrupt.new_run(), interrupt.new_run());
         assert!(interrupt.check().is_ok() && !run.is_cancelled());
         interrupt.0.signalled();
-        assert!(run.is_cancelled());
+        assert!(run.is_cancelled() && other.is_cancelled());
         assert!(interrupt.check().is_err_and(|e| e.is_cancelled()));
         assert!(interrupt.new_run().is_cancelled());
     }

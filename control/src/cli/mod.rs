@@ -16,6 +16,7 @@ mod gc;
 mod host;
 mod init;
 mod interrupt;
+mod keep;
 mod list;
 mod lock;
 mod man;

@@ -68,6 +68,33 @@ impl Mode {
     }
 }
 
+/// How one of possibly several operations is shown.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Shown {
+    /// How.
+    pub mode: Mode,
+    /// Which it is, if there are several.
+    pub label: Option<String>,
+}
+
+/// The only one.
+impl From<Mode> for Shown {
+    fn from(mode: Mode) -> Self {
+        Self { mode, label: None }
+    }
+}
+
+impl Shown {
+    /// One of several at a time: a bar would be drawn over by the others.
+    pub fn among_others(globals: &Globals, label: &str) -> Self {
+        let mode = match Mode::of(globals) {
+            Mode::Bar => Mode::Plain,
+            mode => mode,
+        };
+        Self { mode, label: Some(label.to_owned()) }
+    }
+}
+
 /// The thread that polls the counters. Ends with the value, at once.
 pub struct Display {
     stop: Option<Sender<()>>,
@@ -76,13 +103,15 @@ pub struct Display {
 
 impl Display {
     /// Starts to show `run`. Without a thread to spare, nothing is shown.
-    pub fn start(run: Arc<Run>, kind: Kind, mode: Mode) -> Self {
+    pub fn start(run: Arc<Run>, kind: Kind, shown: &Shown) -> Self {
+        let mode = shown.mode;
         if mode == Mode::Off {
             return Self { stop: None, thread: None };
         }
         let (stop, stopped) = mpsc::channel();
+        let label = shown.label.clone();
         let show = move || {
-            let mut view = View::new(kind, mode);
+            let mut view = View::new(kind, mode, label);
             let mut meter = Meter::new();
             loop {
                 let ended = stopped.recv_timeout(mode.tick()) != Err(RecvTimeoutError::Timeout);
@@ -182,9 +211,11 @@ fn smoothed(before_per_s: f64, bytes: u64, passed_s: f64) -> f64 {
 
 /// A line of `--json` progress.
 #[derive(Serialize)]
-struct Event {
+struct Event<'a> {
     event: &'static str,
     operation: Kind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
     elapsed_ms: u64,
     done_bytes: u64,
     total_bytes: Option<u64>,
@@ -203,27 +234,33 @@ struct Event {
 struct View {
     kind: Kind,
     mode: Mode,
+    label: Option<String>,
     bar: Option<ProgressBar>,
 }
 
 impl View {
-    fn new(kind: Kind, mode: Mode) -> Self {
+    fn new(kind: Kind, mode: Mode, label: Option<String>) -> Self {
         let bar = (mode == Mode::Bar).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             bar.set_style(style("{spinner} {wide_msg}"));
             set_bar(Some(bar.clone()));
             bar
         });
-        Self { kind, mode, bar }
+        Self { kind, mode, label, bar }
     }
 
     fn show(&mut self, sample: &Sample, ended: bool) {
         match (&self.bar, self.mode) {
             (Some(bar), _) => draw(bar, self.kind, sample),
-            (None, Mode::Json) => output::note(&event_text(self.kind, sample, ended)),
+            (None, Mode::Json) => {
+                output::note(&event_text(self.kind, self.label.as_deref(), sample, ended));
+            }
             // Refused before it began: the error says all.
             (None, _) if ended && sample.done == 0 => {}
-            (None, _) => output::note(&line(self.kind, sample, ended)),
+            (None, _) => {
+                let label = self.label.as_ref().map(|label| format!("{label} ")).unwrap_or_default();
+                output::note(&(label + &line(self.kind, sample, ended)));
+            }
         }
     }
 }
@@ -295,12 +332,13 @@ fn figures(kind: Kind, sample: &Sample, ended: bool) -> Vec<String> {
     figures
 }
 
-fn event_text(kind: Kind, sample: &Sample, ended: bool) -> String {
+fn event_text(kind: Kind, name: Option<&str>, sample: &Sample, ended: bool) -> String {
     let rate =
         |smooth: f64, bytes: u64| if ended { units::per_second(bytes, sample.elapsed_ms) } else { smooth };
     let event = Event {
         event: "progress",
         operation: kind,
+        name,
         elapsed_ms: sample.elapsed_ms,
         done_bytes: sample.done,
         total_bytes: (sample.total > 0).then_some(sample.total),
@@ -378,14 +416,15 @@ mod tests {
     #[test]
     fn events_are_json() {
         let value: serde_json::Value =
-            serde_json::from_str(&event_text(Kind::Backup, &sample(), false)).unwrap();
+            serde_json::from_str(&event_text(Kind::Backup, Some("web"), &sample(), false)).unwrap();
         assert_eq!(value["event"], "progress");
         assert_eq!(value["operation"], "backup");
+        assert_eq!(value["name"], "web");
         assert_eq!(value["done_bytes"], 1u64 << 30);
         assert_eq!(value["eta_s"], 3);
         let stream = Sample { total: 0, ..sample() };
         let value: serde_json::Value =
-            serde_json::from_str(&event_text(Kind::Backup, &stream, true)).unwrap();
+            serde_json::from_str(&event_text(Kind::Backup, None, &stream, true)).unwrap();
         assert!(value["total_bytes"].is_null() && value["eta_s"].is_null());
         assert_eq!(value["read_bytes_per_s"], 256 << 20);
     }
@@ -402,7 +441,7 @@ mod tests {
     fn a_display_ends_at_once() {
         for mode in [Mode::Off, Mode::Plain, Mode::Json] {
             let started = Instant::now();
-            Display::start(Arc::new(Run::new()), Kind::Backup, mode).finish();
+            Display::start(Arc::new(Run::new()), Kind::Backup, &mode.into()).finish();
             assert!(started.elapsed() < Duration::from_secs(5), "{mode:?}");
         }
     }

@@ -12,7 +12,7 @@ use super::access::{self, Purpose};
 use super::args::Globals;
 use super::exit::Failure;
 use super::interrupt::Interrupt;
-use super::progress::{Display, Kind, Mode};
+use super::progress::{Display, Kind, Mode, Shown};
 
 /// One invocation of the program.
 pub struct Session {
@@ -103,11 +103,11 @@ impl Session {
     pub fn with_run_in<T>(
         &self,
         kind: Kind,
-        mode: Mode,
+        shown: impl Into<Shown>,
         work: impl FnOnce(&Arc<Run>) -> penstock_engine::Result<T>,
     ) -> Result<T, Failure> {
         let run = self.interrupt.new_run();
-        let display = Display::start(Arc::clone(&run), kind, mode);
+        let display = Display::start(Arc::clone(&run), kind, &shown.into());
         let result = work(&run);
         display.finish();
         Ok(result?)

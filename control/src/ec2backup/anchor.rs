@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use aws_sdk_ec2::types::Filter;
 use penstock_engine::format::point::RecoveryPoint;
 use penstock_engine::repo::Repository;
 
 use crate::aws::clients::Clients;
 use crate::aws::error::AwsError;
-use crate::aws::retry::Patience;
 use crate::aws::snapshots::{self, Snapshot};
 use crate::aws::tags;
 
@@ -25,13 +23,8 @@ pub struct Anchors {
 
 /// Snapshots of these volumes that are anchors of this repository, newest first.
 pub async fn list(aws: &Clients, repository: &str, volumes: &[String]) -> Result<Vec<Snapshot>, AwsError> {
-    let filters = [
-        tags::filter(tags::REPOSITORY, repository),
-        tags::with_key(tags::POINT),
-        Filter::builder().name("volume-id").set_values(Some(volumes.to_vec())).build(),
-        Filter::builder().name("status").values("completed").build(),
-    ];
-    let mut found = snapshots::find(aws, &[], &filters, Patience::USUAL).await?;
+    let of_repository = [tags::filter(tags::REPOSITORY, repository), tags::with_key(tags::POINT)];
+    let mut found = snapshots::completed_of(aws, volumes, &of_repository).await?;
     found.sort_by(|a, b| b.started.cmp(&a.started).then_with(|| b.id.cmp(&a.id)));
     Ok(found)
 }

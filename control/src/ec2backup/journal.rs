@@ -33,6 +33,11 @@ impl Thing {
     }
 }
 
+/// Something that was asked for: several may be at a time.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Ask(u32);
+
 /// A line of the journal.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "lowercase")]
@@ -44,10 +49,13 @@ enum Step {
         at_s: i64,
     },
     Asked {
+        ask: Ask,
         thing: Thing,
         at_s: i64,
     },
+    /// `ask` is not there for what came with something else.
     Made {
+        ask: Option<Ask>,
         thing: Thing,
         id: String,
         at_s: i64,
@@ -62,6 +70,7 @@ enum Step {
 pub struct Journal {
     path: PathBuf,
     file: File,
+    asked: u32,
     /// 16 hex digits.
     pub run: String,
 }
@@ -113,7 +122,7 @@ impl Journal {
         let file =
             OpenOptions::new().read(true).append(true).create_new(true).open(&fresh).map_err(io("create"))?;
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| io("lock")(e.into()))?;
-        let mut journal = Self { path: path.clone(), file, run: run.clone() };
+        let mut journal = Self { path: path.clone(), file, asked: 0, run: run.clone() };
         journal.write(&Step::Begun {
             run,
             instance: instance.to_owned(),
@@ -125,13 +134,16 @@ impl Journal {
     }
 
     /// Something is about to be asked for.
-    pub fn asks(&mut self, thing: Thing) -> Result<()> {
-        self.write(&Step::Asked { thing, at_s: now_s() })
+    pub fn asks(&mut self, thing: Thing) -> Result<Ask> {
+        let ask = Ask(self.asked);
+        self.asked += 1;
+        self.write(&Step::Asked { ask, thing, at_s: now_s() })?;
+        Ok(ask)
     }
 
     /// It has this id.
-    pub fn made(&mut self, thing: Thing, id: &str) -> Result<()> {
-        self.write(&Step::Made { thing, id: id.to_owned(), at_s: now_s() })
+    pub fn made(&mut self, ask: Option<Ask>, thing: Thing, id: &str) -> Result<()> {
+        self.write(&Step::Made { ask, thing, id: id.to_owned(), at_s: now_s() })
     }
 
     /// It was taken away, or made to stay.
@@ -197,19 +209,20 @@ fn read_dead(path: PathBuf, run: String, mut file: File) -> Dead {
     let mut text = String::new();
     let _ = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut text));
     let mut left = BTreeMap::new();
-    let mut unanswered_s = None;
+    let mut unanswered: BTreeMap<Ask, i64> = BTreeMap::new();
     // A line that a crash cut short does not parse.
     for step in text.lines().filter_map(|line| serde_json::from_str::<Step>(line).ok()) {
         match step {
             Step::Begun { .. } => {}
-            Step::Asked { at_s, .. } => unanswered_s = Some(at_s),
-            Step::Made { thing, id, at_s } => {
-                unanswered_s = None;
+            Step::Asked { ask, at_s, .. } => drop(unanswered.insert(ask, at_s)),
+            Step::Made { ask, thing, id, at_s } => {
+                ask.and_then(|ask| unanswered.remove(&ask));
                 left.insert(id, (thing, at_s));
             }
             Step::Settled { id } => drop(left.remove(&id)),
         }
     }
+    let unanswered_s = unanswered.into_values().max();
     Dead { path, run, left, unanswered_s, _file: file }
 }
 
@@ -221,11 +234,11 @@ mod tests {
     fn a_run_that_died_is_known_by_what_it_left() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::begin(dir.path(), "i-1", "us-east-1").unwrap();
-        journal.asks(Thing::Snapshot).unwrap();
-        journal.made(Thing::Snapshot, "snap-1").unwrap();
-        journal.made(Thing::Snapshot, "snap-2").unwrap();
+        let ask = journal.asks(Thing::Snapshot).unwrap();
+        let other = journal.asks(Thing::Volume).unwrap();
+        journal.made(Some(ask), Thing::Snapshot, "snap-1").unwrap();
+        journal.made(Some(ask), Thing::Snapshot, "snap-2").unwrap();
         journal.settled("snap-1").unwrap();
-        journal.asks(Thing::Volume).unwrap();
         let run = journal.run.clone();
         assert_eq!(Runs::read(dir.path()).unwrap().alive, std::slice::from_ref(&run));
         journal.file.write_all(b"{\"step\":\"made\",\"thi").unwrap();
@@ -233,9 +246,10 @@ mod tests {
         let mut runs = Runs::read(dir.path()).unwrap();
         let dead = runs.dead.pop().unwrap();
         assert_eq!((dead.run.as_str(), dead.left.len()), (run.as_str(), 1));
-        assert!(dead.left.contains_key("snap-2") && dead.unanswered_s.is_some());
+        assert!(dead.left.contains_key("snap-2") && dead.unanswered_s.is_some(), "the volume was asked for");
         dead.end();
         assert!(Runs::read(dir.path()).unwrap().dead.is_empty());
+        assert_ne!(ask, other);
     }
 
     #[test]

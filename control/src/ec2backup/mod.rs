@@ -5,14 +5,24 @@
 //! | the volumes that are backed up, and those that are not | [`chosen`] |
 //! | snapshots that tell what changed since a recovery point | [`anchor`] |
 //! | ways to read, with their time and price | [`way`] |
-//! | what a run has made, written down before and after | [`journal`] |
-//! | one backup of one machine | [`job`] |
+//! | what there is before anything is made | [`look`] |
+//! | what a run has made, and not taken away | [`ledger`], written down before and after: [`journal`] |
+//! | the snapshots it takes | [`shots`] |
+//! | a volume that is read | [`part`] |
+//! | one backup of one machine | [`job`], and what it would take: [`plan`] |
+//! | snapshots that stay by the user's wish | [`retained`] |
 //! | leftovers | [`sweep`] |
 
 pub mod anchor;
 pub mod chosen;
 pub mod job;
 pub mod journal;
+pub mod ledger;
+pub mod look;
+pub mod part;
+pub mod plan;
+pub mod retained;
+pub mod shots;
 pub mod sweep;
 pub mod way;
 

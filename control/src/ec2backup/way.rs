@@ -2,22 +2,14 @@
 
 use serde::Serialize;
 
+use crate::aws::attach;
+use crate::aws::clients::{Clients, Proxy};
 use crate::aws::direct::BLOCK_BYTES;
 use crate::aws::limiter::Rates;
+use crate::aws::prices;
 
-/// 1000 GetSnapshotBlock.
-const GET_USD: f64 = 0.003 / 1000.0;
-/// 1000 ListSnapshotBlocks or ListChangedBlocks.
-const LIST_USD: f64 = 0.0006 / 1000.0;
 /// Blocks in an answer of a listing.
 const LIST_BLOCKS: u64 = 10_000;
-/// A gp3 volume, a GiB and month.
-const GP3_GIB_USD: f64 = 0.08;
-/// gp3 throughput beyond 125 MiB/s, a MiB/s and month.
-const GP3_THROUGHPUT_USD: f64 = 0.04;
-const MONTH_S: f64 = 730.0 * 3600.0;
-/// AWS charges volumes for a minute at least.
-const CHARGED_MIN_S: f64 = 60.0;
 /// Making, attaching, detaching and deleting a volume.
 const ATTACH_S: f64 = 45.0;
 /// Blocks of a volume made of a snapshot are fetched from behind it when they are first read: about so many MiB/s, whatever the volume's type.
@@ -27,6 +19,41 @@ const HOUR_USD: f64 = 0.10;
 /// As fast as one proxy takes answers.
 const DIRECT_MIB_S: f64 = 500.0;
 const MIB: f64 = 1_048_576.0;
+const GIB: f64 = 1_073_741_824.0;
+
+/// Where this program runs, seen from the volumes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Place {
+    /// Why nothing can be attached here.
+    pub no_attach: Option<String>,
+    /// What a GiB costs on its way here, and what that way is.
+    pub traffic: Option<(f64, &'static str)>,
+}
+
+impl Place {
+    /// Of the instance that this program runs on, if it is one.
+    pub fn of(aws: &Clients, proxy: Option<&Proxy>) -> Self {
+        match proxy {
+            None => Self {
+                no_attach: Some("this is no EC2 instance".into()),
+                traffic: Some((prices::INTERNET_GIB, "out of AWS")),
+            },
+            Some(proxy) if proxy.region != aws.region => Self {
+                no_attach: Some(format!(
+                    "this instance is in {}, the volume in {}",
+                    proxy.region, aws.region
+                )),
+                traffic: Some((prices::BETWEEN_REGIONS_GIB, "from one region to another")),
+            },
+            Some(_) => Self { no_attach: None, traffic: None },
+        }
+    }
+
+    /// What so many bytes cost on their way here.
+    pub fn traffic_usd(&self, bytes: u64) -> f64 {
+        self.traffic.map_or(0.0, |(usd, _)| usd * bytes as f64 / GIB)
+    }
+}
 
 /// How a volume is read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -69,18 +96,19 @@ pub struct Estimate {
     pub requests: u64,
     /// Seconds.
     pub seconds: f64,
-    /// For requests and volumes, without the time of the proxy.
+    /// For requests, volumes and traffic, without the time of the proxy.
     pub usd: f64,
 }
 
 impl Estimate {
     /// Reading so many bytes by calls.
-    pub fn direct(bytes: u64, rates: Rates) -> Self {
+    pub fn direct(bytes: u64, rates: Rates, place: &Place) -> Self {
         let gets = bytes.div_ceil(BLOCK_BYTES);
         let lists = gets.div_ceil(LIST_BLOCKS) * 2;
         let by_rate = if rates.get == 0 { 0.0 } else { gets as f64 / f64::from(rates.get) };
         let seconds = by_rate.max(bytes as f64 / (DIRECT_MIB_S * MIB));
-        let usd = gets as f64 * GET_USD + lists as f64 * LIST_USD;
+        let usd =
+            gets as f64 * prices::GET_BLOCK + lists as f64 * prices::LIST_BLOCKS + place.traffic_usd(bytes);
         Self { way: Way::Direct, bytes, requests: gets + lists, seconds, usd }
     }
 
@@ -88,10 +116,9 @@ impl Estimate {
     pub fn attach(bytes: u64, size_gib: u64, throughput: u32) -> Self {
         let rate = f64::from(throughput).min(HYDRATE_MIB_S);
         let seconds = ATTACH_S + bytes as f64 / (rate * MIB);
-        let monthly =
-            size_gib as f64 * GP3_GIB_USD + f64::from(throughput.saturating_sub(125)) * GP3_THROUGHPUT_USD;
         let lists = bytes.div_ceil(BLOCK_BYTES).div_ceil(LIST_BLOCKS);
-        let usd = monthly * seconds.max(CHARGED_MIN_S) / MONTH_S + lists as f64 * LIST_USD;
+        let usd = prices::gp3(size_gib, throughput, attach::iops_for(throughput), seconds)
+            + lists as f64 * prices::LIST_BLOCKS;
         Self { way: Way::Attach, bytes, requests: lists, seconds, usd }
     }
 
@@ -111,15 +138,10 @@ pub struct Decision {
     pub why: String,
 }
 
-/// Decides. `no_proxy` says why nothing can be attached here.
-pub fn decide(
-    wish: Wish,
-    no_proxy: Option<&str>,
-    direct: Estimate,
-    attach: Estimate,
-) -> Result<Decision, String> {
+/// Decides.
+pub fn decide(wish: Wish, place: &Place, direct: Estimate, attach: Estimate) -> Result<Decision, String> {
     let decision = |estimate, why: String| Ok(Decision { estimate, why });
-    match (wish, no_proxy) {
+    match (wish, &place.no_attach) {
         (Wish::Only(Way::Direct), _) => decision(direct, "asked for".into()),
         (Wish::Only(Way::Attach), None) => decision(attach, "asked for".into()),
         (Wish::Only(Way::Attach), Some(why)) => {
@@ -148,11 +170,12 @@ mod tests {
     use super::*;
 
     const RATES: Rates = Rates { get: 1000, list: 50 };
+    const HERE: Place = Place { no_attach: None, traffic: None };
 
     #[test]
     fn prices_are_those_of_the_price_list() {
         let tib = 1 << 40;
-        let direct = Estimate::direct(tib, RATES);
+        let direct = Estimate::direct(tib, RATES, &HERE);
         assert!((direct.usd - 6.29).abs() < 0.01, "{direct:?}");
         assert!((direct.seconds - 2097.0).abs() < 1.0, "{direct:?}");
         let hour = Estimate { seconds: 3600.0, ..Estimate::attach(0, 1024, 125) };
@@ -164,15 +187,19 @@ mod tests {
     #[test]
     fn a_little_is_read_by_calls_and_much_is_attached() {
         let way = |bytes, size_gib| {
-            let direct = Estimate::direct(bytes, RATES);
-            decide(Wish::Auto, None, direct, Estimate::attach(bytes, size_gib, 125)).unwrap().estimate.way
+            let direct = Estimate::direct(bytes, RATES, &HERE);
+            decide(Wish::Auto, &HERE, direct, Estimate::attach(bytes, size_gib, 125)).unwrap().estimate.way
         };
         assert_eq!(way(100 << 20, 1024), Way::Direct);
         assert_eq!(way(1 << 40, 1024), Way::Attach);
-        let direct = Estimate::direct(1 << 40, RATES);
+        let direct = Estimate::direct(1 << 40, RATES, &HERE);
         let attach = Estimate::attach(1 << 40, 1024, 125);
-        let without = decide(Wish::Auto, Some("no EC2"), direct, attach).unwrap();
+        let outside =
+            Place { no_attach: Some("no EC2".into()), traffic: Some((prices::INTERNET_GIB, "out of AWS")) };
+        let without = decide(Wish::Auto, &outside, direct, attach).unwrap();
         assert!(without.estimate.way == Way::Direct && without.why.contains("no EC2"));
-        assert!(decide(Wish::Only(Way::Attach), Some("no EC2"), direct, attach).is_err());
+        assert!(decide(Wish::Only(Way::Attach), &outside, direct, attach).is_err());
+        let far = Estimate::direct(1 << 40, RATES, &outside);
+        assert!((far.usd - direct.usd - 0.09 * 1024.0).abs() < 0.01, "{far:?}");
     }
 }

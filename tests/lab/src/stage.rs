@@ -91,6 +91,8 @@ impl Core {
         self.devices.break_off(volume, file.path())?;
         self.devices.detach(volume);
         let fresh = Arc::new(self.volume_file(size_bytes >> 30, &map)?);
+        // Nobody attaches it, so nobody else would wait for its blocks.
+        fresh.fill()?;
         self.with(&self.options.region, |region| {
             let volume = region.volumes.get_mut(volume).ok_or_else(|| missing(volume))?;
             volume.attachment = None;
@@ -141,6 +143,16 @@ impl Core {
     pub fn volume_export(&self, volume: &str, path: &Path) -> io::Result<()> {
         let file = self.file(volume)?;
         export(&file.snapshot()?, file.size_bytes()?, path)
+    }
+
+    /// Sets a tag of anything, as the user does in the console.
+    pub fn set_tag(&self, id: &str, key: &str, value: &str) -> io::Result<()> {
+        let now = self.clock.now_ms();
+        self.with(&self.options.region, |region| {
+            let tags = region.tags_mut(id, now).map_err(|_| missing(id))?;
+            tags.insert(key.to_owned(), value.to_owned());
+            Ok(())
+        })
     }
 
     /// What `GetConsoleOutput` says from now on.

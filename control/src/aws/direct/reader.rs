@@ -1,10 +1,11 @@
 //! Fetches blocks: as many at a time as memory allows, as fast as the account's rate allows, each checked against its SHA-256.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 
 use aws_lc_rs::digest;
 use base64::prelude::{BASE64_STANDARD, Engine};
+use bytes::Bytes;
 use penstock_engine::source::{Fetched, RangeSource};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
@@ -20,6 +21,34 @@ const BLOCKS: usize = 64;
 /// Blocks that come damaged, or whose token has expired, are asked for again so often.
 const TRIES: u32 = 4;
 
+/// Buffers of one block each, used again and again: so many large pieces taken and given back by many threads would leave the allocator's memory in holes.
+#[derive(Default)]
+struct Buffers(StdMutex<Vec<Vec<u8>>>);
+
+/// A buffer that goes back.
+struct Block(Vec<u8>, Arc<Buffers>);
+
+impl Buffers {
+    fn take(self: &Arc<Self>) -> Block {
+        let free = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Block(free.unwrap_or_else(|| Vec::with_capacity(BLOCK_BYTES as usize)), self.clone())
+    }
+}
+
+impl AsRef<[u8]> for Block {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.0);
+        buffer.clear();
+        self.1.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+    }
+}
+
 /// Reads one snapshot.
 pub struct Reader {
     aws: Arc<Clients>,
@@ -28,6 +57,7 @@ pub struct Reader {
     changed: Option<Mutex<Window>>,
     all: Mutex<Window>,
     credit: Arc<Semaphore>,
+    buffers: Arc<Buffers>,
 }
 
 impl Reader {
@@ -38,6 +68,7 @@ impl Reader {
             changed: since.map(|since| window(Some(since))),
             all: window(None),
             credit: Arc::new(Semaphore::new(BLOCKS)),
+            buffers: Arc::default(),
             aws,
             subject,
         }
@@ -79,7 +110,7 @@ impl Reader {
     }
 
     /// The bytes of a block; `None` if it is zero.
-    async fn block(&self, index: u32) -> Result<Option<bytes::Bytes>, AwsError> {
+    async fn block(&self, index: u32) -> Result<Option<Bytes>, AwsError> {
         let object = format!("{} block {index}", self.subject.snapshot);
         let mut tries = 0;
         loop {
@@ -100,7 +131,7 @@ impl Reader {
         }
     }
 
-    async fn get(&self, index: u32, token: &str, object: &str) -> Result<bytes::Bytes, AwsError> {
+    async fn get(&self, index: u32, token: &str, object: &str) -> Result<Bytes, AwsError> {
         const CALL: &str = "GetSnapshotBlock";
         let answer = self
             .aws
@@ -130,16 +161,23 @@ impl Reader {
             ..AwsError::new(CALL, object, Kind::Transient, what)
         };
         let expected = answer.checksum().map(str::to_owned);
-        let bytes = match answer.block_data.collect().await {
-            Ok(data) => data.into_bytes(),
-            Err(error) => return Err(damaged(format!("the answer broke off: {error}"))),
-        };
-        if bytes.len() as u64 != BLOCK_BYTES {
-            return Err(damaged(format!("{} bytes came instead of {BLOCK_BYTES}", bytes.len())));
+        let mut body = answer.block_data;
+        let mut bytes = self.buffers.take();
+        let mut sum = digest::Context::new(&digest::SHA256);
+        while let Some(part) = body.next().await {
+            let part = part.map_err(|error| damaged(format!("the answer broke off: {error}")))?;
+            if bytes.0.len() + part.len() > BLOCK_BYTES as usize {
+                return Err(damaged(format!("more than {BLOCK_BYTES} bytes came")));
+            }
+            sum.update(&part);
+            bytes.0.extend_from_slice(&part);
         }
-        let found = BASE64_STANDARD.encode(digest::digest(&digest::SHA256, &bytes));
+        if bytes.0.len() as u64 != BLOCK_BYTES {
+            return Err(damaged(format!("{} bytes came instead of {BLOCK_BYTES}", bytes.0.len())));
+        }
+        let found = BASE64_STANDARD.encode(sum.finish());
         match expected {
-            Some(expected) if expected == found => Ok(bytes),
+            Some(expected) if expected == found => Ok(Bytes::from_owner(bytes)),
             Some(_) => Err(damaged("its bytes do not have the SHA-256 that came with them".into())),
             None => Err(damaged("it came without a checksum".into())),
         }

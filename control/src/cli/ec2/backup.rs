@@ -1,25 +1,29 @@
 //! `penstock ec2 backup`: instances become recovery points.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use clap::ValueEnum;
 use penstock_engine::backup::BackupOptions;
+use penstock_engine::repo::Repository;
 use serde::Serialize;
 
 use super::super::backup as plain;
 use super::super::exit::{Exit, Failure, Outcome};
 use super::super::output::{self, Facts};
-use super::super::progress::Mode as Shown;
+use super::super::progress::{Mode as ShownMode, Shown};
 use super::super::session::Session;
-use super::super::{args, host, units};
+use super::super::{host, units};
 use super::Reach;
+use super::reading::ReadingArgs;
+use super::which::{Which, title};
 use crate::aws::clients::{Clients, Proxy};
-use crate::aws::describe::{self, Machine};
-use crate::aws::{attach, tags};
-use crate::ec2backup::chosen::{Exclude, Excluded};
-use crate::ec2backup::job::{Job, Mode, Order, PartReport};
+use crate::aws::describe::Machine;
+use crate::ec2backup::chosen::Excluded;
+use crate::ec2backup::job::{Job, Order};
+use crate::ec2backup::look::Mode;
+use crate::ec2backup::part::PartReport;
 use crate::ec2backup::sweep;
-use crate::ec2backup::way::{Way, Wish};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,70 +34,26 @@ Examples:
   penstock ec2 backup i-0123456789abcdef0 --no-anchor
 
 A recovery point has the instance's id as its name, and one volume for each EBS volume, named by its id.
-One snapshot of each volume stays in the account as an anchor: the next backup reads only what changed since.";
+One snapshot of each volume stays in the account as an anchor: the next backup reads only what changed since.
+`penstock ec2 plan` says before what it will take.";
 
 /// Back up instances: snapshots of all volumes of one moment, read as cheaply as they can be
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Instances
-    #[arg(value_name = "INSTANCE", required_unless_present = "tags")]
-    instances: Vec<String>,
+    #[command(flatten)]
+    which: Which,
 
-    /// Instances with this tag; may be repeated
-    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = args::parse_tag, conflicts_with = "instances")]
-    tags: Vec<(String, String)>,
-
-    /// Snapshots of all volumes, or an image (AMI) of the root that is kept [default: ami for Windows, else snapshots]
-    #[arg(long, value_enum, value_name = "MODE")]
-    mode: Option<ModeArg>,
-
-    /// How snapshots are read: attached as volumes, by the EBS direct APIs, or what is cheaper
-    #[arg(long, value_enum, default_value_t)]
-    read: ReadArg,
-
-    /// Leave this volume out; may be repeated
-    #[arg(long = "exclude-volume", value_name = "VOLUME")]
-    exclude_volumes: Vec<String>,
-
-    /// Leave the volume at this device out; may be repeated
-    #[arg(long = "exclude-device", value_name = "DEVICE")]
-    exclude_devices: Vec<String>,
-
-    /// Leave volumes with this tag out; may be repeated
-    #[arg(long = "exclude-tag", value_name = "KEY=VALUE", value_parser = args::parse_tag)]
-    exclude_tags: Vec<(String, String)>,
-
-    /// Leave larger volumes out
-    #[arg(long, value_name = "GIB")]
-    exclude_larger_than: Option<u64>,
+    #[command(flatten)]
+    reading: ReadingArgs,
 
     /// Keep no snapshots in the account: the next backup reads everything
     #[arg(long)]
     no_anchor: bool,
 
-    /// MiB/s of temporary volumes; more than 125 costs extra
-    #[arg(long, value_name = "MIB", default_value_t = attach::GP3_THROUGHPUT, value_parser = clap::value_parser!(u32).range(125..=2000))]
-    volume_throughput: u32,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum ModeArg {
-    /// Snapshots of all volumes
-    Snapshots,
-    /// An image of the root, which is kept, and snapshots of the others
-    Ami,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
-enum ReadArg {
-    /// What is cheaper in money and time
-    #[default]
-    Auto,
-    /// Temporary volumes attached to this instance
-    Attach,
-    /// The EBS direct APIs, from anywhere
-    Direct,
+    /// Instances backed up at a time, from their snapshots to the end
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
+    parallel: u8,
 }
 
 /// One machine of `ec2 backup --json`.
@@ -120,13 +80,27 @@ struct Done {
     notes: Vec<String>,
 }
 
-/// Makes the backups, one machine after the other.
+type Result<T> = std::result::Result<T, Failure>;
+
+/// What all machines of a run have in common.
+struct Common<'a> {
+    session: &'a Session,
+    repo: &'a Repository,
+    aws: &'a Arc<Clients>,
+    proxy: Option<Proxy>,
+    order: Order,
+    state_dir: PathBuf,
+    /// Machines at a time.
+    parallel: usize,
+}
+
+/// Makes the backups, several at a time.
 pub fn run(args: &Args, reach: &Reach, session: &Session) -> Outcome {
     session.repo_url()?;
     let repo = session.repository()?;
     let aws = reach.clients(session)?;
     let _hold = session.interrupt.hold();
-    let machines = aws.block_on(machines(args, &aws))?;
+    let machines = aws.block_on(args.which.machines(&aws))?;
     let proxy = aws.block_on(aws.proxy());
     let state_dir = host::state_dir()?;
     // What a killed run left is taken away first: it costs money.
@@ -134,30 +108,23 @@ pub fn run(args: &Args, reach: &Reach, session: &Session) -> Outcome {
     for left in &swept {
         tracing::info!("taken away: {} {}, {}", left.thing.name(), left.id, left.why);
     }
-    let mut reports = Vec::new();
-    let mut failed = None;
-    for machine in &machines {
-        session.interrupt.check()?;
-        let outcome = one(args, reach, session, &repo, &aws, proxy.clone(), machine);
-        if let Err(failure) = &outcome
-            && failure.is_cancelled()
-        {
-            return outcome.map(|_| Exit::Done);
-        }
-        show(session, machine, &outcome)?;
-        reports.push((machine, outcome));
-    }
+    let order = Order {
+        mode: args.which.mode(),
+        reading: args.reading.reading(reach),
+        exclude: args.which.exclude(),
+        anchor: !args.no_anchor,
+    };
+    let parallel = machines.len().min(args.parallel.into());
+    let common = Common { session, repo: &repo, aws: &aws, proxy, order, state_dir, parallel };
+    let outcomes = common.all(&machines)?;
     if session.globals.json {
         let counts = aws.retry.counts();
-        let list: Vec<Report<'_>> = reports.iter().map(|(m, o)| report(m, o, counts)).collect();
+        let list: Vec<Report<'_>> =
+            machines.iter().zip(&outcomes).map(|(m, o)| report(m, o, counts)).collect();
         output::print_json(&list)?;
     }
-    let total = reports.len();
-    for (machine, outcome) in reports {
-        if let Err(failure) = outcome {
-            failed.get_or_insert((machine.id.clone(), failure));
-        }
-    }
+    let total = outcomes.len();
+    let failed = machines.iter().zip(outcomes).find_map(|(m, outcome)| Some((&m.id, outcome.err()?)));
     match failed {
         None => Ok(Exit::Done),
         Some((_, failure)) if total == 1 => Err(failure),
@@ -167,85 +134,87 @@ pub fn run(args: &Args, reach: &Reach, session: &Session) -> Outcome {
     }
 }
 
-async fn machines(args: &Args, aws: &Clients) -> Result<Vec<Machine>, Failure> {
-    if !args.instances.is_empty() {
-        let mut ids = args.instances.clone();
-        ids.sort();
-        ids.dedup();
-        return Ok(describe::machines_by_id(aws, &ids).await?);
+impl Common<'_> {
+    /// Outcomes in the order of the machines, each shown once it is there. An error if the user asked to stop.
+    fn all(&self, machines: &[Machine]) -> Result<Vec<Result<Done>>> {
+        let waiting = Mutex::new((0..machines.len()).collect::<VecDeque<usize>>());
+        let outcomes: Mutex<BTreeMap<usize, Result<Done>>> = Mutex::default();
+        let work = || {
+            loop {
+                let next = lock(&waiting).pop_front();
+                let Some(number) = next else { return };
+                let outcome = match self.session.interrupt.check() {
+                    Ok(()) => self.one(&machines[number]),
+                    Err(stopped) => Err(stopped),
+                };
+                let mut outcomes = lock(&outcomes);
+                let shown = show(self.session, &machines[number], &outcome, machines.len() == 1);
+                outcomes.insert(number, outcome.and_then(|done| shown.map(|()| done)));
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..self.parallel {
+                scope.spawn(work);
+            }
+            work();
+        });
+        let outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if outcomes.values().any(|outcome| outcome.as_ref().is_err_and(Failure::is_cancelled)) {
+            return Err(penstock_engine::Error::Cancelled.into());
+        }
+        Ok(outcomes.into_values().collect())
     }
-    let filters: Vec<_> = args.tags.iter().map(|(key, value)| tags::filter(key, value)).collect();
-    let found = describe::machines(aws, &[], &filters).await?;
-    if found.is_empty() {
-        return Err(Failure::Failed(format!("no instance in {} has these tags", aws.region)));
+
+    fn one(&self, machine: &Machine) -> Result<Done> {
+        let Self { session, repo, aws, .. } = *self;
+        let (proxy, order) = (self.proxy.as_ref(), &self.order);
+        let job = Job::begin(aws.clone(), proxy, order, machine.clone(), repo, &self.state_dir)?;
+        let sources = match job.sources() {
+            Ok(sources) => sources,
+            Err(error) => return Err(job.undo(error).into()),
+        };
+        let mut tags = BTreeMap::new();
+        if !machine.name().is_empty() {
+            tags.insert("Name".to_owned(), machine.name().to_owned());
+        }
+        let base = plain::base_options(session, &machine.id, self.state_dir.clone());
+        let options = BackupOptions {
+            tags,
+            parent: job.parent(),
+            other: BTreeMap::from([("instance".to_owned(), job.instance())]),
+            workers: share_of(base.workers, self.parallel),
+            ..base
+        };
+        let shown = match self.parallel {
+            1 => ShownMode::of(&session.globals).into(),
+            _ => Shown::among_others(&session.globals, &machine.id),
+        };
+        let (mode, reads, excluded) = (job.mode(), job.report(), job.excluded().to_vec());
+        match plain::perform(session, shown, repo, sources, &options) {
+            Ok(backup) => {
+                let notes = job.keep(&backup.report.point);
+                Ok(Done { backup, mode, reads, excluded, notes })
+            }
+            Err(failure) => {
+                job.undo(crate::ec2backup::Error::Refused(String::new()));
+                Err(failure)
+            }
+        }
     }
-    Ok(found)
 }
 
-fn one(
-    args: &Args,
-    reach: &Reach,
-    session: &Session,
-    repo: &penstock_engine::repo::Repository,
-    aws: &std::sync::Arc<Clients>,
-    proxy: Option<Proxy>,
-    machine: &Machine,
-) -> Result<Done, Failure> {
-    let state_dir = host::state_dir()?;
-    let job = Job::begin(aws.clone(), proxy, order(args, reach), machine.clone(), repo, &state_dir)?;
-    let sources = match job.sources() {
-        Ok(sources) => sources,
-        Err(error) => return Err(job.undo(error).into()),
-    };
-    let mut tags = BTreeMap::new();
-    if !machine.name().is_empty() {
-        tags.insert("Name".to_owned(), machine.name().to_owned());
-    }
-    let options = BackupOptions {
-        tags,
-        parent: job.parent(),
-        other: BTreeMap::from([("instance".to_owned(), job.instance())]),
-        ..plain::base_options(session, &machine.id, state_dir)
-    };
-    let (mode, reads, excluded) = (job.mode(), job.report(), job.excluded().to_vec());
-    match plain::perform(session, Shown::of(&session.globals), repo, sources, &options) {
-        Ok(backup) => {
-            let notes = job.keep(&backup.report.point);
-            Ok(Done { backup, mode, reads, excluded, notes })
-        }
-        Err(failure) => {
-            job.undo(crate::ec2backup::Error::Refused(String::new()));
-            Err(failure)
-        }
-    }
+/// Workers of each of several backups: more than its share, since most of the time some wait for AWS; their pack buffers are what memory goes into.
+fn share_of(workers: usize, parallel: usize) -> usize {
+    (2 * workers).div_ceil(parallel.max(1)).min(workers)
 }
 
-fn order(args: &Args, reach: &Reach) -> Order {
-    Order {
-        mode: args.mode.map(|mode| match mode {
-            ModeArg::Snapshots => Mode::Snapshots,
-            ModeArg::Ami => Mode::Ami,
-        }),
-        wish: match args.read {
-            ReadArg::Auto => Wish::Auto,
-            ReadArg::Attach => Wish::Only(Way::Attach),
-            ReadArg::Direct => Wish::Only(Way::Direct),
-        },
-        exclude: Exclude {
-            volumes: args.exclude_volumes.clone(),
-            devices: args.exclude_devices.clone(),
-            tags: args.exclude_tags.clone(),
-            larger_than_gib: args.exclude_larger_than,
-        },
-        anchor: !args.no_anchor,
-        throughput: args.volume_throughput,
-        roots: reach.roots(),
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn report<'a>(
     machine: &'a Machine,
-    outcome: &'a Result<Done, Failure>,
+    outcome: &'a Result<Done>,
     (aws_calls, aws_retries): (u64, u64),
 ) -> Report<'a> {
     let done = outcome.as_ref().ok();
@@ -263,16 +232,15 @@ fn report<'a>(
     }
 }
 
-fn show(session: &Session, machine: &Machine, outcome: &Result<Done, Failure>) -> Result<(), Failure> {
+fn show(session: &Session, machine: &Machine, outcome: &Result<Done>, alone: bool) -> Result<()> {
     if session.globals.json {
         return Ok(());
     }
-    let who = match machine.name() {
-        "" => machine.id.clone(),
-        name => format!("{} ({name})", machine.id),
-    };
+    let who = title(machine);
     let done = match outcome {
         Ok(done) => done,
+        // The only one is told at the end.
+        Err(failure) if alone || failure.is_cancelled() => return Ok(()),
         Err(failure) => {
             output::note(&format!("penstock: {who}: {failure}"));
             return Ok(());
@@ -299,4 +267,14 @@ fn show(session: &Session, machine: &Machine, outcome: &Result<Done, Failure>) -
         notes.for_each(|text| output::note(&format!("note: {text}")));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_are_shared() {
+        assert_eq!((share_of(8, 1), share_of(8, 2), share_of(8, 4), share_of(2, 4)), (8, 8, 4, 1));
+    }
 }

@@ -3,7 +3,11 @@
 mod backup;
 mod iam_policy;
 mod list;
+mod plan;
+mod reading;
+mod snapshot;
 mod sweep;
+mod which;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +27,7 @@ use crate::ec2backup;
 const EXAMPLES: &str = "\
 Examples:
   penstock ec2 list
+  penstock ec2 plan i-0123456789abcdef0
   penstock ec2 backup i-0123456789abcdef0
   penstock ec2 backup --tag backup=nightly --read auto
   penstock ec2 sweep --dry-run
@@ -99,7 +104,9 @@ struct Reach {
 #[derive(Subcommand, Debug)]
 enum Verb {
     List(list::Args),
+    Plan(plan::Args),
     Backup(backup::Args),
+    Snapshot(snapshot::Args),
     Sweep(sweep::Args),
     IamPolicy(iam_policy::Args),
 }
@@ -108,7 +115,9 @@ enum Verb {
 pub fn run(args: &Args, session: &Session) -> Outcome {
     match &args.verb {
         Verb::List(verb) => list::run(verb, &args.reach, session),
+        Verb::Plan(verb) => plan::run(verb, &args.reach, session),
         Verb::Backup(verb) => backup::run(verb, &args.reach, session),
+        Verb::Snapshot(verb) => snapshot::run(verb, &args.reach, session),
         Verb::Sweep(verb) => sweep::run(verb, &args.reach, session),
         Verb::IamPolicy(verb) => iam_policy::run(verb),
     }
@@ -121,6 +130,7 @@ impl Args {
             Verb::Backup(_) => {
                 "interrupted; snapshots and volumes it made are removed, what was stored is found again by the next run"
             }
+            Verb::Snapshot(_) => "interrupted; sets that were not complete are removed",
             _ => "interrupted",
         }
     }
