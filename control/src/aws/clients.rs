@@ -9,6 +9,7 @@ use aws_config::BehaviorVersion;
 use aws_config::imds;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
+use aws_credential_types::provider::SharedCredentialsProvider;
 use penstock_engine::store::object::Runtime;
 
 use super::attach::Names;
@@ -38,6 +39,10 @@ pub struct Clients {
     pub ec2: aws_sdk_ec2::Client,
     /// EBS direct APIs.
     pub ebs: aws_sdk_ebs::Client,
+    /// Who asks.
+    pub sts: aws_sdk_sts::Client,
+    /// Where signatures come from.
+    pub credentials: Option<SharedCredentialsProvider>,
     /// The run's retries.
     pub retry: Retry,
     /// GetSnapshotBlock of the whole account.
@@ -93,6 +98,8 @@ impl Clients {
         Ok(Self {
             ec2: aws_sdk_ec2::Client::new(&config),
             ebs: aws_sdk_ebs::Client::new(&config),
+            sts: aws_sdk_sts::Client::new(&config),
+            credentials: config.credentials_provider(),
             retry: Retry::new(cancelled),
             get_rate: Limiter::new(options.rates.get),
             list_rate: Limiter::new(options.rates.list),

@@ -85,10 +85,37 @@ impl AwsError {
         self.code.as_deref() == Some(code)
     }
 
-    fn advice(&self) -> String {
+    /// True if AWS knows who asks, and a policy does not let them.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self.code.as_deref(),
+            Some("UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException")
+        )
+    }
+
+    /// What went wrong, without what to do about it.
+    pub fn said(&self) -> String {
+        let mut text = match self.object.as_str() {
+            "" => format!("{}: ", self.call),
+            object => format!("{} {object}: ", self.call),
+        };
+        text += self.message.trim_end_matches('.');
+        match (&self.code, &self.request_id) {
+            (Some(code), Some(id)) => text += &format!(" ({code}, request {id})"),
+            (Some(code), None) => text += &format!(" ({code})"),
+            (None, Some(id)) => text += &format!(" (request {id})"),
+            (None, None) => {}
+        }
+        text
+    }
+
+    /// What to do; empty if there is nothing to say.
+    pub fn advice(&self) -> String {
         if let Some(code) = &self.code {
             match code.as_str() {
                 "RequestExpired"
+                | "RequestTimeTooSkewed"
+                | "InvalidSignatureException"
                 | "AuthFailure"
                 | "InvalidClientTokenId"
                 | "SignatureDoesNotMatch"
@@ -118,8 +145,9 @@ impl AwsError {
             Kind::Denied if self.message.contains("KMS") => {
                 "kms:Decrypt, kms:DescribeKey and kms:CreateGrant are needed on that key, and the key's own policy must allow them: `penstock ec2 iam-policy` prints them".into()
             }
+            // The request was not even sent.
             Kind::Denied if self.code.is_none() => {
-                "no credentials were found: give --profile, the variables that the AWS command line knows, or this instance a role".into()
+                "no credentials are to be had: AWS_PROFILE, AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, or a role of this instance; those that have run out must be renewed".into()
             }
             Kind::Denied => format!(
                 "`penstock ec2 iam-policy` prints what this program needs; {} is missing, or forbidden",
@@ -158,13 +186,7 @@ impl fmt::Display for AwsError {
         if self.kind == Kind::Cancelled {
             return f.write_str("interrupted");
         }
-        write!(f, "{} {}: {}", self.call, self.object, self.message.trim_end_matches('.'))?;
-        match (&self.code, &self.request_id) {
-            (Some(code), Some(id)) => write!(f, " ({code}, request {id})")?,
-            (Some(code), None) => write!(f, " ({code})")?,
-            (None, Some(id)) => write!(f, " (request {id})")?,
-            (None, None) => {}
-        }
+        f.write_str(&self.said())?;
         let advice = self.advice();
         if advice.is_empty() { Ok(()) } else { write!(f, ". {advice}") }
     }
@@ -187,7 +209,7 @@ impl From<AwsError> for penstock_engine::Error {
 }
 
 /// All causes, outermost first: the SDK says only "dispatch failure" by itself.
-fn causes(error: &dyn StdError) -> String {
+pub fn causes(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -229,9 +251,11 @@ fn kind_of(code: Option<&str>, status: Option<u16>) -> Kind {
         | "Blocked"
         | "InvalidClientTokenId"
         | "SignatureDoesNotMatch"
+        | "InvalidSignatureException"
         | "UnrecognizedClientException"
         | "ExpiredToken"
         | "ExpiredTokenException"
+        | "RequestTimeTooSkewed"
         | "RequestExpired" => Kind::Denied,
         "ResourceNotFoundException" => Kind::NotFound,
         code if code.ends_with(".NotFound") || code.ends_with(".Unavailable") => Kind::NotFound,

@@ -6,6 +6,7 @@
 //! | clients of the services, and who asks | [`clients`] |
 //! | what went wrong, with the request's id and what to do | [`error`] |
 //! | the one retry layer | [`retry`] |
+//! | what may be done: the permissions it takes, who asks and by which clock, and trials | [`permissions`], [`identity`], [`trial`] |
 //! | rates that the account allows | [`limiter`] |
 //! | what it costs | [`prices`] |
 //! | tags of what this program makes | [`tags`] |
@@ -20,13 +21,16 @@ pub mod credentials;
 pub mod describe;
 pub mod direct;
 pub mod error;
+pub mod identity;
 pub mod images;
 pub mod limiter;
+pub mod permissions;
 pub mod prices;
 pub mod resolver;
 pub mod retry;
 pub mod snapshots;
 pub mod tags;
+pub mod trial;
 pub mod whole;
 
 pub use error::AwsError;

@@ -46,6 +46,11 @@ pub fn free_bytes(dir: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// True on EC2 instances of the Nitro system, as the firmware says; `sys` stands for `/sys`. Nothing is asked over the network.
+pub fn is_ec2(sys: &Path) -> bool {
+    fs::read_to_string(sys.join("class/dmi/id/sys_vendor")).is_ok_and(|vendor| vendor.trim() == "Amazon EC2")
+}
+
 /// Where journals of unfinished work are kept: `$PENSTOCK_STATE_DIR`, `$XDG_STATE_HOME/penstock`, `~/.local/state/penstock`.
 pub fn state_dir() -> Result<PathBuf, Failure> {
     let of_variable =

@@ -3,6 +3,7 @@
 mod access;
 mod args;
 mod backup;
+mod check;
 mod completions;
 mod copy;
 mod demo;

@@ -6,8 +6,8 @@ use std::path::Path;
 use penstock_engine::io::{self, IoEngine, IoEngineChoice};
 use rustix::process::{Resource, getrlimit};
 
+use super::super::check::Check;
 use super::super::{host, units};
-use super::Check;
 
 /// The oldest kernel whose io_uring is worth using: 5.10 is the oldest with long-term support.
 const KERNEL_MIN: (u32, u32) = (5, 10);

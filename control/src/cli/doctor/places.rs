@@ -9,10 +9,10 @@ use penstock_engine::Error;
 use penstock_engine::repo::{Listed, Repository};
 use rustix::fs::OFlags;
 
+use super::super::check::Check;
 use super::super::exit::Failure;
 use super::super::session::Session;
 use super::super::{access, host, init, units};
-use super::Check;
 
 pub fn checks(session: &Session) -> Vec<Check> {
     let mut checks = vec![state_dir(), direct("O_DIRECT, temporary files", &std::env::temp_dir())];
@@ -155,7 +155,7 @@ fn advice_for(failure: &Failure) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::doctor::Status;
+    use crate::cli::check::Status;
 
     #[test]
     fn only_local_repositories_have_a_directory() {

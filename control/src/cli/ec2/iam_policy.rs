@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::exit::{Exit, Outcome};
 use super::super::output;
-use crate::aws::tags;
+use crate::aws::permissions::{self, PERMISSIONS, Part, Permission, Scope};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,81 +38,39 @@ pub fn run(args: &Args) -> Outcome {
     Ok(Exit::Done)
 }
 
-fn allow(id: &str, actions: &[&str], resource: Value) -> Value {
-    json!({"Sid": id, "Effect": "Allow", "Action": actions, "Resource": resource})
-}
-
-fn with(mut statement: Value, condition: Value) -> Value {
-    statement["Condition"] = condition;
-    statement
-}
-
 fn policy(args: &Args) -> Value {
-    let resource = |kind: &str| format!("arn:aws:ec2:*:*:{kind}/*");
-    let images_and_snapshots = json!(["arn:aws:ec2:*::snapshot/*", "arn:aws:ec2:*::image/*"]);
-    let ours = json!({"StringLike": {format!("aws:ResourceTag/{}", tags::RUN): "*"}});
-    let mut creating = vec!["CreateSnapshots"];
-    let mut ours_actions = vec!["ec2:DeleteSnapshot", "ec2:CreateTags", "ec2:DeleteTags"];
-    let mut statements = vec![
-        allow(
-            "Describe",
-            &[
-                "ec2:DescribeInstances",
-                "ec2:DescribeInstanceAttribute",
-                "ec2:DescribeVolumes",
-                "ec2:DescribeSnapshots",
-                "ec2:DescribeImages",
-            ],
-            json!("*"),
-        ),
-        allow(
-            "Snapshot",
-            &["ec2:CreateSnapshots"],
-            json!([resource("instance"), resource("volume"), "arn:aws:ec2:*::snapshot/*"]),
-        ),
-        allow(
-            "ReadSnapshots",
-            &["ebs:ListSnapshotBlocks", "ebs:ListChangedBlocks", "ebs:GetSnapshotBlock"],
-            json!("arn:aws:ec2:*::snapshot/*"),
-        ),
-    ];
-    if !args.no_attach {
-        creating.push("CreateVolume");
-        statements.push(allow(
-            "MakeVolumes",
-            &["ec2:CreateVolume"],
-            json!([resource("volume"), "arn:aws:ec2:*::snapshot/*"]),
-        ));
-        statements.push(allow(
-            "AttachToProxy",
-            &["ec2:AttachVolume", "ec2:DetachVolume"],
-            json!(resource("instance")),
-        ));
-        let volumes = &["ec2:AttachVolume", "ec2:DetachVolume", "ec2:DeleteVolume"];
-        statements.push(with(allow("OwnVolumes", volumes, json!(resource("volume"))), ours.clone()));
-    }
-    if !args.no_ami {
-        creating.push("CreateImage");
-        ours_actions.push("ec2:DeregisterImage");
-        let on = json!([
-            resource("instance"),
-            resource("volume"),
-            "arn:aws:ec2:*::image/*",
-            "arn:aws:ec2:*::snapshot/*"
-        ]);
-        statements.push(allow("MakeImages", &["ec2:CreateImage"], on));
-    }
-    let new = json!(["arn:aws:ec2:*::snapshot/*", "arn:aws:ec2:*::image/*", resource("volume")]);
-    let at_creation = json!({"StringEquals": {"ec2:CreateAction": creating}});
-    statements.push(with(allow("TagNewThings", &["ec2:CreateTags"], new), at_creation));
-    statements.push(with(allow("OwnThings", &ours_actions, images_and_snapshots), ours));
-    if !args.no_kms {
-        let through = json!({"StringLike": {"kms:ViaService": "ec2.*.amazonaws.com"}});
-        statements.push(allow("ReadEncrypted", &["kms:Decrypt", "kms:DescribeKey"], json!("*")));
-        let actions = &["kms:GenerateDataKeyWithoutPlaintext", "kms:ReEncrypt*"];
-        statements.push(with(allow("MakeEncrypted", actions, json!("*")), through));
-        let granted = json!({"Bool": {"kms:GrantIsForAWSResource": "true"}});
-        statements.push(with(allow("Grant", &["kms:CreateGrant"], json!("*")), granted));
-    }
+    let wanted = |part: Part| match part {
+        Part::Always => true,
+        Part::Attach => !args.no_attach,
+        Part::Ami => !args.no_ami,
+        Part::Kms => !args.no_kms,
+    };
+    let permissions: Vec<&Permission> = PERMISSIONS.iter().filter(|p| wanted(p.part)).collect();
+    let statements: Vec<Value> =
+        Scope::ALL.into_iter().filter_map(|scope| statement(scope, &permissions)).collect();
     json!({"Version": "2012-10-17", "Statement": statements})
+}
+
+/// What is allowed there; `None` if nothing is.
+fn statement(scope: Scope, permissions: &[&Permission]) -> Option<Value> {
+    let actions: Vec<&str> =
+        permissions.iter().filter(|p| p.scopes.contains(&scope)).map(|p| p.action).collect();
+    if actions.is_empty() {
+        return None;
+    }
+    let resource = match scope.resources() {
+        [one] => json!(one),
+        several => json!(several),
+    };
+    let mut statement = json!({
+        "Sid": format!("{scope:?}"), "Effect": "Allow", "Action": actions, "Resource": resource,
+    });
+    if scope == Scope::TagNewThings {
+        let creating: Vec<&str> =
+            permissions.iter().filter(|p| p.makes).map(|p| permissions::call_of(p.action)).collect();
+        statement["Condition"] = json!({"StringEquals": {"ec2:CreateAction": creating}});
+    } else if let Some((operator, key, value)) = scope.condition() {
+        statement["Condition"] = json!({operator: {key: value}});
+    }
+    Some(statement)
 }

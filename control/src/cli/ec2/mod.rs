@@ -1,6 +1,7 @@
 //! `penstock ec2`: EC2 instances without a server.
 
 mod backup;
+mod doctor;
 mod iam_policy;
 mod list;
 mod plan;
@@ -31,6 +32,7 @@ Examples:
   penstock ec2 backup i-0123456789abcdef0
   penstock ec2 backup --tag backup=nightly --read auto
   penstock ec2 sweep --dry-run
+  penstock ec2 doctor
 
 Credentials and region are found as the AWS command line finds them; AWS_ENDPOINT_URL_EC2, _EBS and _STS name other endpoints.";
 
@@ -108,6 +110,7 @@ enum Verb {
     Backup(backup::Args),
     Snapshot(snapshot::Args),
     Sweep(sweep::Args),
+    Doctor(doctor::Args),
     IamPolicy(iam_policy::Args),
 }
 
@@ -119,6 +122,7 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
         Verb::Backup(verb) => backup::run(verb, &args.reach, session),
         Verb::Snapshot(verb) => snapshot::run(verb, &args.reach, session),
         Verb::Sweep(verb) => sweep::run(verb, &args.reach, session),
+        Verb::Doctor(verb) => doctor::run(verb, &args.reach, session),
         Verb::IamPolicy(verb) => iam_policy::run(verb),
     }
 }
