@@ -91,7 +91,8 @@ impl Clients {
             }
             loader.load().await
         });
-        let Some(region) = config.region().map(ToString::to_string) else {
+        let region = config.region().map(ToString::to_string).filter(|region| !region.is_empty());
+        let Some(region) = region else {
             let message = "no region is configured: give --region, AWS_REGION or a profile with one";
             return Err(AwsError::new("configuration", "AWS", Kind::Refused, message));
         };

@@ -22,6 +22,8 @@ pub enum Loss {
     Everything,
     /// One feature.
     Feature,
+    /// One feature; as bad as [`Loss::Everything`] where volumes cannot be attached.
+    UnlessAttached,
     /// What this action makes cannot be taken away: as bad as [`Loss::Everything`] if that may be made, nothing otherwise.
     CleanUp {
         /// `ec2:CreateVolume`.
@@ -189,22 +191,22 @@ pub const PERMISSIONS: &[Permission] = &[
         "ebs:ListSnapshotBlocks",
         &[Scope::ReadSnapshots],
         Part::Always,
-        Loss::Everything,
-        "nothing is read by the EBS direct APIs; --read attach reads what was never written, too",
+        Loss::UnlessAttached,
+        "first backups of volumes read what was never written, too, and only by attaching: --read direct fails",
     ),
     of(
         "ebs:ListChangedBlocks",
         &[Scope::ReadSnapshots],
         Part::Always,
-        Loss::Everything,
-        "a second backup cannot tell what changed: --read direct fails, others read everything",
+        Loss::Feature,
+        "backups cannot ask what changed since the last one: everything is read again, and --read direct fails",
     ),
     of(
         "ebs:GetSnapshotBlock",
         &[Scope::ReadSnapshots],
         Part::Always,
         Loss::Everything,
-        "nothing is read by the EBS direct APIs: --read direct and auto fail, --read attach works",
+        "nothing is read by the EBS direct APIs: --read direct and auto fail, only --read attach works",
     ),
     making(
         "ec2:CreateVolume",

@@ -20,7 +20,14 @@ use super::{images, snapshots};
 const NO_SNAPSHOT: &str = "snap-ffffffffffffffff0";
 /// Says nothing about a block.
 const NO_TOKEN: &str = "AAAA";
-const NOTHING_OWN: &str = "nothing with the tag penstock:run is there to try it on";
+/// Why there is nothing to try on, and when there is.
+const NO_ANCHOR: &str =
+    "no snapshot with the tag penstock:run is there to try it on: from the first backup on there is";
+const NO_VOLUME: &str =
+    "no volume with the tag penstock:run is there to try it on: while a backup attaches volumes there is";
+const NO_IMAGE: &str =
+    "no image with the tag penstock:run is there to try it on: after a backup with --mode ami there is";
+const NOT_LISTED: &str = "things with the tag penstock:run cannot be listed, and so not tried on";
 
 /// What AWS said.
 #[derive(Clone, Debug)]
@@ -55,19 +62,19 @@ pub struct Trial {
     pub note: Option<&'static str>,
 }
 
-/// What there is to try on.
-#[derive(Clone, Debug, Default)]
+/// What there is to try on, or why there is nothing.
+#[derive(Clone, Debug)]
 pub struct Subjects {
     /// An instance to be backed up.
-    pub instance: Option<Machine>,
+    pub instance: Result<Machine, String>,
     /// The instance this program runs on, if it is in this region.
     pub proxy: Option<Proxy>,
     /// A complete snapshot that this program made, an anchor if there is one.
-    pub snapshot: Option<String>,
+    snapshot: Result<String, &'static str>,
     /// A volume that this program made.
-    pub volume: Option<String>,
+    volume: Result<String, &'static str>,
     /// An image that this program made.
-    pub image: Option<String>,
+    image: Result<String, &'static str>,
 }
 
 impl Verdict {
@@ -79,10 +86,6 @@ impl Verdict {
             Err(error) if error.is_refusal() => Verdict::Refused(Refusal::of(&error.message)),
             Err(error) => Verdict::Undecided(error.said()),
         })
-    }
-
-    fn nothing_own() -> Self {
-        Verdict::Undecided(NOTHING_OWN.into())
     }
 }
 
@@ -106,30 +109,37 @@ impl Refusal {
 /// What this account has to try on.
 pub async fn subjects(
     aws: &Clients,
-    instance: Option<Machine>,
+    instance: Result<Machine, String>,
     proxy: Option<Proxy>,
 ) -> Result<Subjects, AwsError> {
     let own = [tags::with_key(tags::RUN)];
     let complete = [own[0].clone(), Filter::builder().name("status").values("completed").build()];
-    let mut found = or_nothing(snapshots::find(aws, &[], &complete, BRIEF).await)?;
+    let mut found = snapshots::find(aws, &[], &complete, BRIEF).await;
     let is_anchor = |s: &snapshots::Snapshot| s.tags.get(tags::PURPOSE).is_some_and(|p| p == tags::ANCHOR);
-    found.sort_by_key(|s| !is_anchor(s));
-    let volumes = or_nothing(describe::volumes(aws, &[], &own, BRIEF).await)?;
-    let images = or_nothing(images::find(aws, &[], &own).await)?;
+    if let Ok(found) = &mut found {
+        found.sort_by_key(|s| !is_anchor(s));
+    }
+    let is_there = |v: &describe::VolumeFacts| !v.state.starts_with("delet");
     Ok(Subjects {
         instance,
         proxy,
-        snapshot: found.into_iter().next().map(|s| s.id),
-        volume: volumes.into_iter().find(|v| !v.state.starts_with("delet")).map(|v| v.id),
-        image: images.into_iter().next().map(|i| i.id),
+        snapshot: first(found, |_| true, |s| s.id, NO_ANCHOR)?,
+        volume: first(describe::volumes(aws, &[], &own, BRIEF).await, is_there, |v| v.id, NO_VOLUME)?,
+        image: first(images::find(aws, &[], &own).await, |_| true, |i| i.id, NO_IMAGE)?,
     })
 }
 
-/// What may not be looked at is not there to try on.
-fn or_nothing<T>(found: Result<Vec<T>, AwsError>) -> Result<Vec<T>, AwsError> {
+/// The id of the first one that will do.
+fn first<T>(
+    found: Result<Vec<T>, AwsError>,
+    will_do: impl Fn(&T) -> bool,
+    id: impl Fn(T) -> String,
+    none: &'static str,
+) -> Result<Result<String, &'static str>, AwsError> {
     match found {
+        Ok(found) => Ok(found.into_iter().find(will_do).map(id).ok_or(none)),
         Err(error) if error.kind == Kind::Cancelled => Err(error),
-        other => Ok(other.unwrap_or_default()),
+        Err(_) => Ok(Err(NOT_LISTED)),
     }
 }
 
@@ -148,7 +158,7 @@ pub async fn all(aws: &Clients, on: &Subjects) -> Result<Vec<Trial>, AwsError> {
         let verdict = if permission.makes {
             let (verdict, tagged) = make_both(aws, action, on).await?;
             tagging.extend(tagged.map(|tagged| (action, tagged)));
-            if action == "ec2:CreateVolume" && on.snapshot.is_none() {
+            if action == "ec2:CreateVolume" && on.snapshot.is_err() {
                 note = Some("an empty volume: there is no anchor to make one of");
             }
             verdict
@@ -196,19 +206,18 @@ async fn look(aws: &Clients, action: &'static str, on: &Subjects) -> Result<Verd
             dry(aws, action, object, || ec2.describe_images().owners("self").dry_run(true).send()).await
         }
         "ec2:DescribeInstanceAttribute" => {
-            let Some(machine) = &on.instance else { return Ok(no_instance(aws)) };
+            let machine = match &on.instance {
+                Ok(machine) => machine,
+                Err(why) => return Ok(Verdict::Undecided(why.clone())),
+            };
             dry(aws, action, &machine.id, || {
                 let call = ec2.describe_instance_attribute().instance_id(&machine.id);
                 call.attribute(InstanceAttributeName::UserData).dry_run(true).send()
             })
             .await
         }
-        _ => Ok(Verdict::Undecided("this program does not know how to try it".into())),
+        _ => Ok(not_known()),
     }
-}
-
-fn no_instance(aws: &Clients) -> Verdict {
-    Verdict::Undecided(format!("no instance in {}", aws.region))
 }
 
 /// Tries to make something with its tags, as a backup does, and tells from the answer, or from that to a second call without tags, what of the two is missing. The
@@ -237,7 +246,10 @@ async fn make_both(
 }
 
 async fn make(aws: &Clients, action: &'static str, on: &Subjects, tagged: bool) -> Result<Verdict, AwsError> {
-    let Some(machine) = &on.instance else { return Ok(no_instance(aws)) };
+    let machine = match &on.instance {
+        Ok(machine) => machine,
+        Err(why) => return Ok(Verdict::Undecided(why.clone())),
+    };
     let tags = RunTags { run: "doctor".into(), expires: "1970-01-01T00:00:00Z".into() }.temporary();
     let specifications = |kinds: &[ResourceType]| -> Option<Vec<TagSpecification>> {
         tagged.then(|| kinds.iter().map(|kind| tags::specification(kind.clone(), &tags)).collect())
@@ -260,8 +272,8 @@ async fn make(aws: &Clients, action: &'static str, on: &Subjects, tagged: bool) 
             dry(aws, action, zone, || {
                 let call = ec2.create_volume().availability_zone(zone).volume_type(VolumeType::Gp3);
                 let call = match &on.snapshot {
-                    Some(snapshot) => call.snapshot_id(snapshot),
-                    None => call.size(1),
+                    Ok(snapshot) => call.snapshot_id(snapshot),
+                    Err(_) => call.size(1),
                 };
                 call.set_tag_specifications(specifications(&[ResourceType::Volume])).dry_run(true).send()
             })
@@ -284,30 +296,39 @@ async fn make(aws: &Clients, action: &'static str, on: &Subjects, tagged: bool) 
             })
             .await
         }
-        _ => Ok(Verdict::Undecided("this program does not know how to try it".into())),
+        _ => Ok(not_known()),
     }
 }
 
 /// Calls on what this program made.
 async fn own(aws: &Clients, action: &'static str, on: &Subjects) -> Result<Verdict, AwsError> {
+    let subject = match action {
+        "ec2:AttachVolume" | "ec2:DetachVolume" | "ec2:DeleteVolume" => &on.volume,
+        "ec2:DeregisterImage" => &on.image,
+        _ => &on.snapshot,
+    };
+    let id = match subject {
+        Ok(id) => id.as_str(),
+        Err(why) => return Ok(Verdict::Undecided((*why).into())),
+    };
     let ec2 = &aws.ec2;
-    match (action, &on.snapshot, &on.volume, &on.image) {
-        ("ec2:DeleteSnapshot", Some(id), ..) => {
+    match action {
+        "ec2:DeleteSnapshot" => {
             dry(aws, action, id, || ec2.delete_snapshot().snapshot_id(id).dry_run(true).send()).await
         }
-        ("ec2:CreateTags", Some(id), ..) => {
+        "ec2:CreateTags" => {
             let tag = Tag::builder().key(tags::PURPOSE).value(tags::ANCHOR).build();
             dry(aws, action, id, || ec2.create_tags().resources(id).tags(tag.clone()).dry_run(true).send())
                 .await
         }
-        ("ec2:DeleteTags", Some(id), ..) => {
+        "ec2:DeleteTags" => {
             let tag = Tag::builder().key(tags::EXPIRES).build();
             dry(aws, action, id, || ec2.delete_tags().resources(id).tags(tag.clone()).dry_run(true).send())
                 .await
         }
-        ("ec2:AttachVolume", _, Some(id), _) => {
+        "ec2:AttachVolume" => {
             let Some(proxy) = &on.proxy else {
-                return Ok(Verdict::Undecided("volumes are not attached from here".into()));
+                return Ok(Verdict::Undecided("volumes cannot be attached to where this runs".into()));
             };
             dry(aws, action, id, || {
                 let call = ec2.attach_volume().volume_id(id).instance_id(&proxy.instance);
@@ -315,17 +336,22 @@ async fn own(aws: &Clients, action: &'static str, on: &Subjects) -> Result<Verdi
             })
             .await
         }
-        ("ec2:DetachVolume", _, Some(id), _) => {
+        "ec2:DetachVolume" => {
             dry(aws, action, id, || ec2.detach_volume().volume_id(id).dry_run(true).send()).await
         }
-        ("ec2:DeleteVolume", _, Some(id), _) => {
+        "ec2:DeleteVolume" => {
             dry(aws, action, id, || ec2.delete_volume().volume_id(id).dry_run(true).send()).await
         }
-        ("ec2:DeregisterImage", _, _, Some(id)) => {
+        "ec2:DeregisterImage" => {
             dry(aws, action, id, || ec2.deregister_image().image_id(id).dry_run(true).send()).await
         }
-        _ => Ok(Verdict::nothing_own()),
+        _ => Ok(not_known()),
     }
+}
+
+/// The table has an action that this file lacks.
+fn not_known() -> Verdict {
+    Verdict::Undecided("this program does not know how to try it".into())
 }
 
 /// Tags of what is made, and of what is there.
@@ -354,6 +380,7 @@ fn together(tagging: &[(&'static str, Verdict)], own: Verdict) -> Verdict {
 async fn read(aws: &Clients, action: &'static str, on: &Subjects) -> Result<Verdict, AwsError> {
     let id = on.snapshot.as_deref().unwrap_or(NO_SNAPSHOT);
     let call = call_of(action);
+    let mut is_listed = true;
     let outcome = match action {
         "ebs:ListSnapshotBlocks" => first_block(aws, id).await.map(drop),
         "ebs:ListChangedBlocks" => aws
@@ -365,6 +392,7 @@ async fn read(aws: &Clients, action: &'static str, on: &Subjects) -> Result<Verd
             .map(drop),
         "ebs:GetSnapshotBlock" => {
             let first = first_block(aws, id).await.ok().flatten();
+            is_listed = first.is_some();
             let (index, token) = first.unwrap_or((0, NO_TOKEN.into()));
             aws.retry
                 .call(call, id, BRIEF, || {
@@ -373,14 +401,18 @@ async fn read(aws: &Clients, action: &'static str, on: &Subjects) -> Result<Verd
                 .await
                 .map(drop)
         }
-        _ => return Ok(Verdict::Undecided("this program does not know how to try it".into())),
+        _ => return Ok(not_known()),
     };
     Ok(match Verdict::of(outcome)? {
         // The key of an encrypted snapshot shows like this, too.
         Verdict::Refused(refusal) if !refusal.names(action) => Verdict::Undecided(format!(
             "AWS refuses to read {id}, and not for the lack of this permission: a KMS key?"
         )),
-        Verdict::Undecided(_) if on.snapshot.is_none() => Verdict::nothing_own(),
+        Verdict::Undecided(why) => match on.snapshot {
+            Err(why) => Verdict::Undecided(why.into()),
+            Ok(_) if !is_listed => Verdict::Undecided(format!("no block of {id} is known to read")),
+            Ok(_) => Verdict::Undecided(why),
+        },
         other => other,
     })
 }
@@ -418,7 +450,7 @@ mod tests {
         let Verdict::Refused(refusal) = together(&tagging, Verdict::Allowed) else { panic!() };
         assert_eq!(refusal.with, ["ec2:CreateVolume"]);
         assert!(matches!(together(&tagging[..1], Verdict::Allowed), Verdict::Allowed));
-        assert!(matches!(together(&tagging[..1], Verdict::nothing_own()), Verdict::Undecided(_)));
+        assert!(matches!(together(&tagging[..1], not_known()), Verdict::Undecided(_)));
         let Verdict::Refused(refusal) = together(&tagging, refused()) else { panic!() };
         assert!(refusal.with.is_empty());
     }

@@ -39,13 +39,18 @@ impl Check {
 
     /// It works with less; what to do.
     pub fn warn(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { name, status: Status::Warn, found: found.into(), advice: Some(advice.into()) }
+        Self { name, status: Status::Warn, found: found.into(), advice: said(advice) }
     }
 
     /// It does not work; what to do.
     pub fn fail(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { name, status: Status::Fail, found: found.into(), advice: Some(advice.into()) }
+        Self { name, status: Status::Fail, found: found.into(), advice: said(advice) }
     }
+}
+
+/// Nothing to do is no advice.
+fn said(advice: impl Into<String>) -> Option<String> {
+    Some(advice.into()).filter(|advice| !advice.is_empty())
 }
 
 /// The result with `--json`.

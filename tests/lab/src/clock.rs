@@ -38,3 +38,26 @@ pub fn iso(at_ms: Ms) -> String {
 pub fn epoch_seconds(at_ms: Ms) -> f64 {
     at_ms as f64 / 1000.0
 }
+
+/// `Tue, 04 Aug 2026 03:02:01 GMT`, as HTTP headers have it.
+pub fn http_date(at_ms: Ms) -> String {
+    let at = jiff::Timestamp::from_millisecond(at_ms).unwrap_or_default();
+    at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
+}
+
+/// `20260804T030201Z`, as signatures have it.
+pub fn of_signature(text: &str) -> Option<Ms> {
+    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_headers() {
+        assert_eq!(http_date(1_785_812_521_000), "Tue, 04 Aug 2026 03:02:01 GMT");
+        assert_eq!(of_signature("20260804T030201Z"), Some(1_785_812_521_000));
+        assert_eq!(of_signature("2026"), None);
+    }
+}

@@ -162,6 +162,8 @@ pub struct Limits {
     pub tags: usize,
     /// An answer with pages is empty every so many pages, and goes on in the next.
     pub empty_page_every: usize,
+    /// Milliseconds that the time in a signature may be off; 0: it is not looked at.
+    pub signature_ms: i64,
 }
 
 impl Default for Limits {
@@ -175,6 +177,7 @@ impl Default for Limits {
             snapshot_interval_ms: 0,
             tags: 50,
             empty_page_every: 0,
+            signature_ms: 0,
         }
     }
 }

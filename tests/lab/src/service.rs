@@ -13,7 +13,7 @@ use crate::core::Core;
 use crate::faults::Fault;
 use crate::http::{Answer, Outcome, Request};
 use crate::sigv4::{self, Authorization};
-use crate::{admin, ebs, ec2, imds, sts};
+use crate::{admin, clock, ebs, ec2, imds, sts};
 
 /// A service with signed requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,16 +141,17 @@ pub fn handle(core: &Arc<Core>, request: &Request) -> Outcome {
     match (fault, done) {
         (Some(Fault::Hang { ms }), _) => Outcome::Hang(ms),
         (Some(Fault::LostReply), _) | (_, None) => Outcome::Close,
-        (Some(Fault::Truncate), Some(done)) => Outcome::Half(into_answer(service, done, &request_id)),
-        (_, Some(done)) => Outcome::Answer(into_answer(service, done, &request_id)),
+        (Some(Fault::Truncate), Some(done)) => Outcome::Half(into_answer(core, service, done, &request_id)),
+        (_, Some(done)) => Outcome::Answer(into_answer(core, service, done, &request_id)),
     }
 }
 
-fn into_answer(service: Service, done: ApiResult<Answer>, request_id: &str) -> Answer {
-    match done {
+fn into_answer(core: &Core, service: Service, done: ApiResult<Answer>, request_id: &str) -> Answer {
+    let answer = match done {
         Ok(answer) => answer.with("x-amzn-RequestId", request_id),
         Err(error) => service.error(&error, request_id),
-    }
+    };
+    answer.with("Date", clock::http_date(core.clock.now_ms()))
 }
 
 struct Asked<'a> {
@@ -237,6 +238,19 @@ impl Asked<'_> {
         if key.expires_ms.is_some_and(|at| at < self.core.clock.now_ms()) {
             let code = if self.service == Service::Ec2 { "RequestExpired" } else { "ExpiredTokenException" };
             return Err(ApiError::new(400, code, "The security token included in the request is expired"));
+        }
+        let now_ms = self.core.clock.now_ms();
+        let most_ms = self.core.settings().limits.signature_ms;
+        let signed_ms = self.request.header("x-amz-date").and_then(clock::of_signature).unwrap_or(0);
+        if most_ms > 0 && (signed_ms - now_ms).abs() > most_ms {
+            let (code, status) = match self.service {
+                Service::Ec2 => ("RequestExpired", 400),
+                Service::Sts => ("SignatureDoesNotMatch", 403),
+                Service::Ebs => ("InvalidSignatureException", 403),
+            };
+            let (signed, now) = (clock::iso(signed_ms), clock::iso(now_ms));
+            let message = format!("Signature expired: {signed} is not within {most_ms} ms of {now}");
+            return Err(ApiError::new(status, code, message));
         }
         if self.core.options.verify_signatures
             && let Err(wrong) = sigv4::verify(self.request, authorization, &key)

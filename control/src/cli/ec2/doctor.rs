@@ -13,7 +13,7 @@ use super::Reach;
 use crate::aws::AwsError;
 use crate::aws::clients::{Clients, Proxy};
 use crate::aws::describe::{self, Machine};
-use crate::aws::error::Kind;
+use crate::aws::error::{self, Kind};
 use crate::aws::identity::{self, Clock};
 use crate::ec2backup;
 use crate::ec2backup::journal::Runs;
@@ -80,13 +80,16 @@ async fn credentials(aws: &Clients, clock: &Clock) -> Result<(Vec<Check>, bool),
     let region = Check::ok("region", aws.region.clone());
     let source = match identity::source(aws).await {
         Ok(source) => source,
-        Err(error) => return Ok((vec![Check::fail(NAME, error.said(), error.advice()), region], false)),
+        Err(error) => {
+            return Ok((vec![Check::fail(NAME, error.message.clone(), error.advice()), region], false));
+        }
     };
     let mut checks = Vec::new();
     match identity::caller(aws, clock).await {
         Ok(who) => checks.push(Check::ok(NAME, format!("{source}: {} (account {})", who.arn, who.account))),
         Err(error) if error.kind == Kind::Cancelled => return Err(error),
-        Err(error) if error.kind == Kind::Denied => {
+        // A refusal is one of the endpoint's own policy: who asks is known.
+        Err(error) if error.kind == Kind::Denied && !error.is_refusal() => {
             return Ok((
                 vec![Check::fail(NAME, format!("{source}: {}", error.said()), error.advice()), region],
                 false,
@@ -104,7 +107,7 @@ async fn credentials(aws: &Clients, clock: &Clock) -> Result<(Vec<Check>, bool),
         Err(error) if error.kind == Kind::Cancelled => Err(error),
         Err(error) => {
             let advice = match error.kind {
-                Kind::Transient => "check --region and the network: a VPC without internet access needs endpoints for ec2 and ebs".into(),
+                Kind::Transient | Kind::Refused => "check --region and the network: a VPC without internet access needs endpoints for ec2 and ebs".into(),
                 _ => error.advice(),
             };
             checks.push(Check::fail("EC2", error.said(), advice));
@@ -118,7 +121,7 @@ async fn find_instance(
     aws: &Clients,
     id: Option<&str>,
     here: Option<&Proxy>,
-) -> Result<(Check, Option<Machine>), AwsError> {
+) -> Result<(Check, Result<Machine, String>), AwsError> {
     const NAME: &str = "instance";
     let found = match id {
         Some(id) => describe::machines_by_id(aws, &[id.to_owned()]).await,
@@ -127,21 +130,21 @@ async fn find_instance(
     let mut found = match found {
         Ok(found) => found,
         Err(error) if error.kind == Kind::Cancelled => return Err(error),
-        Err(error) if id.is_some() && !error.is_refusal() => {
-            return Ok((Check::fail(NAME, error.said(), error.advice()), None));
+        Err(error) if error.is_refusal() => {
+            let why = "instances cannot be listed".to_owned();
+            return Ok((Check::warn(NAME, format!("not checked: {why}"), "see below"), Err(why)));
         }
         Err(error) => {
-            return Ok((Check::warn(NAME, format!("not checked: {}", error.said()), "see below"), None));
+            let why = "the instance is not known".to_owned();
+            return Ok((Check::fail(NAME, error.said(), error.advice()), Err(why)));
         }
     };
     // Others than this one are what is backed up.
     found.sort_by_key(|m| (here.is_some_and(|p| p.instance == m.id), m.attached.is_empty(), m.id.clone()));
     let Some(machine) = found.into_iter().next() else {
-        let found = format!("not checked: no instance in {}", aws.region);
-        return Ok((
-            Check::warn(NAME, found, "checks that need one are left out: is it the right region?"),
-            None,
-        ));
+        let why = format!("no instance in {}", aws.region);
+        let advice = "checks that need one are left out: is it the right region?";
+        return Ok((Check::warn(NAME, format!("not checked: {why}"), advice), Err(why)));
     };
     let mut text = machine.id.clone();
     if !machine.name().is_empty() {
@@ -151,7 +154,7 @@ async fn find_instance(
     if id.is_none() {
         text += "; the first one found, name another to ask about that";
     }
-    Ok((Check::ok(NAME, text), Some(machine)))
+    Ok((Check::ok(NAME, text), Ok(machine)))
 }
 
 /// What runs left that died.
@@ -190,6 +193,10 @@ async fn leftovers(aws: &Clients, state_dir: &Path) -> ec2backup::Result<Check> 
             Ok(Check::warn(NAME, text, ADVICE))
         }
         Err(ec2backup::Error::Aws(error)) if error.kind == Kind::Cancelled => Err(error.into()),
+        Err(ec2backup::Error::Aws(error)) if error.is_refusal() => {
+            let found = format!("not checked: {} is needed", error::action_of(error.call));
+            Ok(Check::warn(NAME, found, "see above"))
+        }
         Err(error) => Ok(Check::warn(NAME, format!("not checked: {error}"), "see above")),
     }
 }

@@ -15,17 +15,44 @@ use super::super::super::check::Check;
 /// Tries all permissions, and says what the instance's keys need.
 pub async fn checks(
     aws: &Clients,
-    machine: Option<Machine>,
+    machine: Result<Machine, String>,
     here: Option<Proxy>,
 ) -> Result<Vec<Check>, AwsError> {
-    let keys = keys(aws, machine.as_ref()).await?;
+    let keys = keys(aws, &machine).await?;
+    let is_here = here.is_some();
     let trials = trial::all(aws, &trial::subjects(aws, machine, here).await?).await?;
-    let mut checks: Vec<Check> = trials.iter().map(|trial| check(trial, &trials)).collect();
+    let refused = trials.iter().filter(|t| matches!(t.verdict, Verdict::Refused(_)));
+    let around = Around { is_here, refused: refused.map(|t| t.permission.action).collect() };
+    let mut checks: Vec<Check> = trials.iter().map(|trial| check(trial, &around)).collect();
     checks.extend(keys);
     Ok(checks)
 }
 
-fn check(trial: &Trial, all: &[Trial]) -> Check {
+/// What decides how bad a refusal is.
+struct Around {
+    /// Volumes could be attached here, if that is permitted.
+    is_here: bool,
+    /// All that is not allowed.
+    refused: BTreeSet<&'static str>,
+}
+
+impl Around {
+    /// Whether all is lost with this.
+    fn is_bad(&self, loss: Loss) -> bool {
+        match loss {
+            Loss::Everything => true,
+            Loss::Feature => false,
+            Loss::UnlessAttached => {
+                !self.is_here
+                    || self.refused.contains("ec2:CreateVolume")
+                    || self.refused.contains("ec2:AttachVolume")
+            }
+            Loss::CleanUp { of } => !self.refused.contains(of),
+        }
+    }
+}
+
+fn check(trial: &Trial, around: &Around) -> Check {
     let permission = trial.permission;
     let name = permission.action;
     match &trial.verdict {
@@ -40,7 +67,7 @@ fn check(trial: &Trial, all: &[Trial]) -> Check {
             Check::warn(name, format!("not decided: {why}"), format!("without it: {}", permission.without))
         }
         Verdict::Refused(refusal) => {
-            let (is_bad, without) = loss(trial, refusal, all);
+            let (is_bad, without) = loss(trial, refusal, around);
             let (found, advice) = match &refusal.explicit {
                 Some(policy) => (
                     format!("forbidden by {policy}: {without}"),
@@ -58,7 +85,7 @@ fn check(trial: &Trial, all: &[Trial]) -> Check {
 }
 
 /// Whether all is lost without it, and what is.
-fn loss(trial: &Trial, refusal: &Refusal, all: &[Trial]) -> (bool, String) {
+fn loss(trial: &Trial, refusal: &Refusal, around: &Around) -> (bool, String) {
     let permission = trial.permission;
     // Tags that only some of what is made may not have.
     if !refusal.with.is_empty() {
@@ -67,28 +94,23 @@ fn loss(trial: &Trial, refusal: &Refusal, all: &[Trial]) -> (bool, String) {
         let calls: Vec<&str> = of.iter().map(|p| permissions::call_of(p.action)).collect();
         let without: BTreeSet<&str> = of.iter().map(|p| p.without).collect();
         let without: Vec<&str> = without.into_iter().collect();
-        let is_bad = of.iter().any(|p| p.loss == Loss::Everything);
+        let is_bad = of.iter().any(|p| around.is_bad(p.loss));
         return (is_bad, format!("not with {}: {}", calls.join(", "), without.join("; ")));
     }
-    let is_bad = match permission.loss {
-        Loss::Everything => true,
-        Loss::Feature => false,
-        Loss::CleanUp { of } => {
-            all.iter().any(|t| t.permission.action == of && !matches!(t.verdict, Verdict::Refused(_)))
-        }
-    };
-    (is_bad, permission.without.to_owned())
+    (around.is_bad(permission.loss), permission.without.to_owned())
 }
 
 /// What the keys of the instance's volumes need. EC2 asks KMS in the caller's name, and has no way to try that.
-async fn keys(aws: &Clients, machine: Option<&Machine>) -> Result<Vec<Check>, AwsError> {
+async fn keys(aws: &Clients, machine: &Result<Machine, String>) -> Result<Vec<Check>, AwsError> {
     const NAME: &str = "KMS keys";
     let actions: Vec<&str> = PERMISSIONS.iter().filter(|p| !trial::is_tried(p)).map(|p| p.action).collect();
     let actions = actions.join(", ");
-    let advice = format!("needed: {actions}; a key of your own must allow them in its key policy, too");
-    let Some(machine) = machine else {
-        let found = format!("not checked: no instance in {}; not tried: {actions}", aws.region);
-        return Ok(vec![Check::warn(NAME, found, advice)]);
+    let advice = "a key of your own must allow that in its key policy, too";
+    let machine = match machine {
+        Ok(machine) => machine,
+        Err(why) => {
+            return Ok(vec![Check::warn(NAME, format!("not checked: {why}; not tried: {actions}"), advice)]);
+        }
     };
     let ids: Vec<String> = machine.attached.iter().map(|a| a.volume.clone()).collect();
     let volumes = match ids.as_slice() {
@@ -111,7 +133,7 @@ async fn keys(aws: &Clients, machine: Option<&Machine>) -> Result<Vec<Check>, Aw
         return Ok(vec![Check::ok(NAME, found)]);
     }
     let check = |(key, volumes): (String, Vec<String>)| {
-        Check::warn(NAME, format!("not tried: {key} of {}", volumes.join(", ")), advice.clone())
+        Check::warn(NAME, format!("{key} of {}: not tried: {actions}", volumes.join(", ")), advice)
     };
     Ok(of_key.into_iter().map(check).collect())
 }
