@@ -149,7 +149,25 @@ fn the_printed_policy_is_healthy() {
             true => assert!(says(check(&report, "KMS keys"), &action), "{action}"),
         }
     }
-    setting.doctor(&[]).ok().says("\"healthy\":true");
+    assert_eq!(report["healthy"], true);
+    // What changes something is a trial, and what takes away is tried on nothing that is not penstock's own.
+    let marked = setting.cloud.marked().join(" ");
+    setting.cloud.lab.calls.clear();
+    setting.doctor(&[]).ok();
+    let mut tried = BTreeSet::new();
+    for call in setting.cloud.lab.calls.records().into_iter().filter(|c| c.service == "ec2") {
+        if call.action.starts_with("Describe") {
+            continue;
+        }
+        assert_eq!(call.params.get("DryRun").map(String::as_str), Some("true"), "{call:?}");
+        if !call.action.starts_with("Create") || call.action == "CreateTags" {
+            let ids = ["VolumeId", "SnapshotId", "ImageId", "ResourceId.1"];
+            let id = ids.iter().find_map(|name| call.params.get(*name)).unwrap();
+            assert!(marked.contains(id.as_str()), "{call:?}");
+        }
+        tried.insert(call.action);
+    }
+    assert_eq!(tried.len(), 10, "{tried:?}");
 }
 
 /// Each action is taken out of the policy by itself: the doctor names it and nothing else, and `fail` is said of exactly those without which a backup as it is
@@ -291,7 +309,7 @@ fn credentials_that_aws_does_not_take() {
     ];
     for (env, words) in [
         (&[("AWS_ACCESS_KEY_ID", "AKIAUNKNOWN")][..], "InvalidClientTokenId"),
-        (&[("AWS_SECRET_ACCESS_KEY", "wrong")], "signature"),
+        (&[("AWS_SECRET_ACCESS_KEY", "wrong")], "SignatureDoesNotMatch"),
         (&[("AWS_ACCESS_KEY_ID", "ASIAEXPIRED"), ("AWS_SESSION_TOKEN", "session")], "expired"),
         (&nowhere, "credentials"),
     ] {
@@ -380,6 +398,12 @@ fn keys_of_encrypted_volumes_are_named() {
     let keys = check(&report, "KMS keys");
     assert!(keys["status"] == "warn" && says(keys, key) && says(keys, &vault.volumes[0]), "{keys}");
     assert!(says(keys, "kms:CreateGrant") && says(keys, "not tried"), "{keys}");
+    // A key that may not be used is no lack of ebs:…
+    setting.cloud.command(&setting.repo, &["backup", &vault.instance]).run().ok();
+    setting.cloud.lab.deny_kms_keys(&[key]);
+    let report = setting.doctor(&[&vault.instance]).ok().json();
+    let list = check(&report, "ebs:ListSnapshotBlocks");
+    assert!(list["status"] == "warn" && says(list, "KMS key"), "{list}");
 }
 
 #[test]

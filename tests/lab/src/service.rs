@@ -255,7 +255,11 @@ impl Asked<'_> {
         if self.core.options.verify_signatures
             && let Err(wrong) = sigv4::verify(self.request, authorization, &key)
         {
-            return refuse(["AuthFailure", "InvalidSignatureException"], &wrong);
+            let other = match self.service {
+                Service::Sts => "SignatureDoesNotMatch",
+                _ => "InvalidSignatureException",
+            };
+            return refuse(["AuthFailure", other], &wrong);
         }
         Ok(self.core.access.caller(&key))
     }
