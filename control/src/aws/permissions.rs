@@ -177,8 +177,8 @@ pub const PERMISSIONS: &[Permission] = &[
         "ec2:DescribeImages",
         &[Scope::Describe],
         Part::Always,
-        Loss::Everything,
-        "recovery points lack the instance's image, images of mode ami and leftovers are not found: what a run made stays and costs",
+        Loss::Feature,
+        "recovery points lack the instance's image, and --mode ami fails; images that a run left are not found",
     ),
     making(
         "ec2:CreateSnapshots",
@@ -205,8 +205,8 @@ pub const PERMISSIONS: &[Permission] = &[
         "ebs:GetSnapshotBlock",
         &[Scope::ReadSnapshots],
         Part::Always,
-        Loss::Everything,
-        "nothing is read by the EBS direct APIs: --read direct and auto fail, only --read attach works",
+        Loss::UnlessAttached,
+        "nothing is read by the EBS direct APIs: every volume is attached, and --read direct fails",
     ),
     making(
         "ec2:CreateVolume",

@@ -132,18 +132,25 @@ impl Job {
     pub fn keep(mut self, point: &RecoveryPoint) -> Vec<String> {
         let aws = self.aws.clone();
         let cleaning = aws.retry.clean_up();
-        let outcome = aws.block_on(async {
-            self.keep_anchors(point).await?;
-            self.remove_superseded().await?;
-            self.ledger.remove_made(&aws).await
+        // Each step is tried whatever became of the others: what can go away, goes.
+        let outcomes = aws.block_on(async {
+            [
+                self.keep_anchors(point).await,
+                self.remove_superseded().await,
+                self.ledger.remove_made(&aws).await,
+            ]
         });
         drop(cleaning);
         let mut notes = std::mem::take(&mut self.notes);
-        match outcome {
-            Ok(()) => self.ledger.end(),
-            Err(error) => notes.push(format!(
-                "not everything temporary could be taken away, `penstock ec2 sweep` will: {error}"
-            )),
+        let failed: Vec<String> =
+            outcomes.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
+        if failed.is_empty() {
+            self.ledger.end();
+        } else {
+            let why = failed.join("; ");
+            notes.push(format!(
+                "not everything temporary could be taken away, `penstock ec2 sweep` tries again: {why}"
+            ));
         }
         notes
     }
@@ -195,7 +202,7 @@ impl Job {
 
 /// Takes the snapshots and makes all volumes ready at the same time.
 async fn prepare(
-    aws: &Clients,
+    aws: &Arc<Clients>,
     proxy: Option<&Proxy>,
     order: &Order,
     look: &Look,

@@ -18,7 +18,7 @@ use super::{Error, Result};
 use crate::aws::attach;
 use crate::aws::clients::{Clients, Proxy};
 use crate::aws::direct::{self, Map, MappedDevice, SnapshotSource, Subject};
-use crate::aws::error::Kind;
+use crate::aws::error::{AwsError, Kind};
 use crate::aws::resolver::{Roots, Wanted};
 use crate::aws::snapshots::Snapshot;
 use crate::aws::tags;
@@ -70,7 +70,7 @@ pub struct PartReport {
 /// Makes volumes ready to be read; several at a time.
 pub struct Preparation<'a> {
     /// AWS.
-    pub aws: &'a Clients,
+    pub aws: &'a Arc<Clients>,
     /// This instance.
     pub proxy: Option<&'a Proxy>,
     /// How.
@@ -98,6 +98,10 @@ impl Preparation<'_> {
         let direct = Estimate::direct(bytes, self.aws.rates, &place);
         let attach = Estimate::attach(bytes, size_gib, self.reading.throughput);
         let mut decision = way::decide(self.reading.wish, &place, direct, attach).map_err(Error::Refused)?;
+        if let Err(error) = self.may_read(&decision, &place, &subject, map.as_ref()).await {
+            self.note(format!("{} is attached, not read by calls: {error}", volume.facts.id));
+            decision = Decision { estimate: attach, why: format!("its blocks may not be read: {error}") };
+        }
         let mut device = None;
         if decision.estimate.way == Way::Attach && bytes > 0 {
             match self.attach(&volume, &snapshot).await {
@@ -113,6 +117,23 @@ impl Preparation<'_> {
             }
         }
         Ok(Part { volume, snapshot, map, decision, device })
+    }
+
+    /// An error if the volume was to be read by calls, that is not allowed, and it can be attached instead.
+    async fn may_read(
+        &self,
+        decision: &Decision,
+        place: &way::Place,
+        subject: &Subject,
+        map: Option<&Map>,
+    ) -> std::result::Result<(), AwsError> {
+        let by_calls = self.reading.wish == Wish::Auto && decision.estimate.way == Way::Direct;
+        let Some(map) = map.filter(|_| by_calls && place.no_attach.is_none()) else { return Ok(()) };
+        match direct::try_block(self.aws, subject, map).await {
+            Err(error) if error.kind == Kind::Denied => Err(error),
+            // Whatever else is wrong is told when it is read.
+            _ => Ok(()),
+        }
     }
 
     /// Which blocks are worth reading: what changed since the anchor, or what was ever written.

@@ -218,8 +218,8 @@ mod tests {
     fn what_is_left_of_ranges() {
         let left = |ranges: &[Range<u32>], others: &[Range<u32>]| without(ranges, others);
         assert_eq!(left(&[0..10, 20..30], &[2..4, 8..22]), [0..2, 4..8, 22..30]);
-        assert_eq!(left(&[5..6], &[0..10]), []);
-        assert_eq!(left(&[5..6], &[]), [5..6]);
+        assert_eq!(left(&[5..6, 8..9], &[0..10, 12..13]), []);
+        assert_eq!(left(&[5..6, 8..9], &[]), [5..6, 8..9]);
     }
 
     #[test]

@@ -78,6 +78,14 @@ async fn ranges(aws: &Clients, subject: &Subject, since: Option<&str>) -> Result
     }
 }
 
+/// Reads the first block of a listing: an error if that is not allowed.
+pub async fn try_block(aws: &Arc<Clients>, subject: &Subject, map: &Map) -> Result<(), AwsError> {
+    let Some(first) = map.extents.next(0) else { return Ok(()) };
+    let reader = Reader::new(aws.clone(), subject.clone(), map.since.clone());
+    let index = u32::try_from(first.start / BLOCK_BYTES).unwrap_or(u32::MAX);
+    reader.block(index).await.map(drop)
+}
+
 /// A snapshot as a source.
 pub struct SnapshotSource {
     reader: Arc<Reader>,

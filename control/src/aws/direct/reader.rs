@@ -110,7 +110,7 @@ impl Reader {
     }
 
     /// The bytes of a block; `None` if it is zero.
-    async fn block(&self, index: u32) -> Result<Option<Bytes>, AwsError> {
+    pub async fn block(&self, index: u32) -> Result<Option<Bytes>, AwsError> {
         let object = format!("{} block {index}", self.subject.snapshot);
         let mut tries = 0;
         loop {
