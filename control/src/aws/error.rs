@@ -153,8 +153,9 @@ impl AwsError {
                 "`penstock ec2 iam-policy` prints what this program needs; {} is missing, or forbidden",
                 action_of(self.call)
             ),
-            Kind::State => "its state does not permit it now".into(),
-            Kind::Refused | Kind::Cancelled => String::new(),
+            // Without a code it is this program that found the state, and says which.
+            Kind::State if self.code.is_some() => "its state does not permit it now".into(),
+            Kind::State | Kind::Refused | Kind::Cancelled => String::new(),
         }
     }
 }
@@ -305,5 +306,9 @@ mod tests {
         assert!(key.to_string().contains("kms:Decrypt"), "{key}");
         let nobody = AwsError::new("DescribeVolumes", "vol-1", Kind::Denied, "dispatch failure");
         assert!(nobody.to_string().contains("credentials"), "{nobody}");
+        let mut error = AwsError::new("AttachVolume", "vol-1", Kind::State, "is it this instance?");
+        assert_eq!(error.to_string(), "AttachVolume vol-1: is it this instance?");
+        error.code = Some("IncorrectState".into());
+        assert!(error.to_string().ends_with("(IncorrectState). its state does not permit it now"));
     }
 }
