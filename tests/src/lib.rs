@@ -11,6 +11,8 @@
 //! | contents: random, text, zeros, holes, mixtures, edits | [`image`] |
 //! | byte comparison | [`compare`] |
 //! | an account with instances, in the lab | [`cloud`] |
+//! | a machine that qemu emulates: serial port, NVMe drives plugged in and out | [`guest`] |
+//! | what such a machine runs without a disk of its own | [`initramfs`] |
 //! | servers like S3 and Azure; a proxy that injects faults | [`servers`] |
 //! | a proxy that loses acknowledgements | [`lossy`] |
 //! | a proxy that archives objects as S3 Glacier does, and thaws them | [`archive`] |
@@ -27,7 +29,9 @@ pub mod cloud;
 pub mod compare;
 pub mod damage;
 pub mod filesystem;
+pub mod guest;
 pub mod image;
+pub mod initramfs;
 pub mod json;
 pub mod loopdev;
 pub mod lossy;

@@ -29,15 +29,20 @@ pub const AZURE_KEY: &str =
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Where things are kept that tests need and that are no packages of this machine.
+pub fn directory() -> PathBuf {
+    std::env::var_os("PENSTOCK_TEST_SERVERS").map_or_else(
+        || std::env::home_dir().unwrap_or_default().join(".cache/penstock-servers"),
+        PathBuf::from,
+    )
+}
+
 /// Where the servers are installed.
 ///
 /// # Panics
 /// If they are not.
 pub fn home() -> PathBuf {
-    let dir = std::env::var_os("PENSTOCK_TEST_SERVERS").map_or_else(
-        || std::env::home_dir().unwrap_or_default().join(".cache/penstock-servers"),
-        PathBuf::from,
-    );
+    let dir = directory();
     assert!(
         dir.join("installed").is_file(),
         "no servers in {}: run `bash tests/run`, or `bash tests/servers {0}`",
