@@ -196,6 +196,6 @@ fn the_rate_of_the_account_is_kept() {
     }]);
     let repo = Repo::encrypted(&work, "repo", &[]);
     cloud.backup(&repo, &["--read", "direct", "--ebs-get-rate", "200"]);
-    let gets = cloud.lab.calls.counts()["GetSnapshotBlock"].clone();
+    let gets = cloud.lab.calls.counts()["GetSnapshotBlock"];
     assert_eq!((gets.ok, gets.throttled), (600, 0));
 }
