@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde_json::Value;
 
 use penstock_tests::archive::Archive;
-use penstock_tests::penstock::code;
+use penstock_tests::cloud::{self, Cloud};
+use penstock_tests::penstock::{Penstock, code};
 use penstock_tests::repo::Repo;
-use penstock_tests::servers::{BUCKET, Seaweed};
+use penstock_tests::servers::{self, BUCKET, Seaweed};
 use penstock_tests::workdir::Workdir;
 use penstock_tests::{MIB, compare, image, json};
 
@@ -86,6 +87,38 @@ fn backups_and_reports_work_on_archived_data() {
     cold.server.ask("DELETE", &format!("/{BUCKET}/{key}"), &[], "");
     let hurt = cold.repo.command(&["verify"]).run().expect(&[code::DAMAGE]);
     hurt.says(key.trim_start_matches("cold/"));
+}
+
+/// Nor of an instance's volumes that are read by calls: what is unchanged in a chunk comes from the snapshot then.
+#[test]
+fn nights_by_calls_work_on_archived_data() {
+    let work = Workdir::new("cold-ec2");
+    let cold = cold(&work, "GLACIER");
+    let root = work.join("root.img");
+    image::mixed(&root, 24 * MIB, 1);
+    let cloud = Cloud::of_images(cloud::options(&work), "web-01", &[&root]);
+    let (id, secret) = (servers::KEY_ID.to_owned(), servers::SECRET.to_owned());
+    cloud.lab.access.add_key(penstock_lab::Key { id, secret, ..penstock_lab::Key::default() });
+    let with_keys = |command: Penstock| {
+        command.env("AWS_ACCESS_KEY_ID", servers::KEY_ID).env("AWS_SECRET_ACCESS_KEY", servers::SECRET)
+    };
+    let night = || {
+        let command = cloud.backup_command(&cold.repo, &["--read", "direct"]);
+        with_keys(command).run().ok().json()[0].clone()
+    };
+    night();
+    cloud.lab.volume_write(&cloud.web.volumes[0], 5 * MIB + 1000, &[1; 70_000]).unwrap();
+    cold.archive.take_counts();
+    let second = night();
+    let plan = with_keys(cloud.command(&cold.repo, &["plan", &cloud.web.instance])).run().ok();
+    plan.says("as much as changed");
+    let counts = cold.archive.take_counts();
+    assert!(counts.read == 0 && counts.thaws == 0 && counts.refused <= 80, "{counts:?}");
+    let plain = work.join("plain.img");
+    cloud.lab.volume_export(&cloud.web.volumes[0], &plain).unwrap();
+    let plain = cold.repo.backup(&plain, "plain", &["--no-parent"]);
+    let root = |report: &Value| cold.repo.root(json::text(report, "recovery_point"), 0);
+    assert_eq!((root(&second), json::over_volumes(&plain, "new_chunks")), (root(&plain), 0));
 }
 
 /// What has to be thawed is found before anything is written; it is priced, asked for once, waited for, and then restored.

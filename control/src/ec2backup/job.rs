@@ -59,33 +59,34 @@ impl Job {
         repo: &Repository,
         state_dir: &Path,
     ) -> Result<Self> {
-        let here = aws.clone();
-        here.block_on(async {
+        let repository = repo.config().repository_id.clone();
+        let (look, configuration, all) = aws.block_on(async {
             let look = Look::at(&aws, machine, &order.exclude, order.mode).await?;
             let configuration = look.configuration(&aws).await?;
-            let repository = repo.config().repository_id.clone();
             let all = anchor::list(&aws, &repository, &look.volumes()).await?;
-            let anchors = Anchors::choose(repo, all)?;
-            let ledger = Ledger::begin(&aws, &look.machine, state_dir)?;
-            match prepare(&aws, proxy, order, &look, &ledger, &anchors).await {
-                Ok((shots, parts, more_notes)) => {
-                    let notes = look.notes.iter().cloned().chain(more_notes).collect();
-                    Ok(Self {
-                        aws,
-                        keep_anchors: order.anchor,
-                        repository,
-                        look,
-                        configuration,
-                        anchors,
-                        ledger,
-                        shots,
-                        parts,
-                        notes,
-                    })
-                }
-                Err(error) => Err(ledger.undo_after(&aws, error).await),
+            Ok::<_, Error>((look, configuration, all))
+        })?;
+        // Not in there: a repository far away waits on the same runtime.
+        let anchors = Anchors::choose(repo, all)?;
+        let ledger = Ledger::begin(&aws, &look.machine, state_dir)?;
+        match aws.block_on(prepare(&aws, proxy, order, &look, &ledger, &anchors)) {
+            Ok((shots, parts, more_notes)) => {
+                let notes = look.notes.iter().cloned().chain(more_notes).collect();
+                Ok(Self {
+                    aws,
+                    keep_anchors: order.anchor,
+                    repository,
+                    look,
+                    configuration,
+                    anchors,
+                    ledger,
+                    shots,
+                    parts,
+                    notes,
+                })
             }
-        })
+            Err(error) => Err(aws.block_on(ledger.undo_after(&aws, error))),
+        }
     }
 
     /// The sources for the engine, in the order of the machine's devices.

@@ -84,8 +84,8 @@ struct Amount {
     from: String,
 }
 
-/// Plans. Without a repository it is the first backup.
-pub async fn plan(
+/// Plans. Without a repository it is the first backup. Waits for AWS, and not on its runtime: a repository far away waits there, too.
+pub fn plan(
     aws: &Clients,
     proxy: Option<&Proxy>,
     order: &Order,
@@ -93,10 +93,11 @@ pub async fn plan(
     machine: Machine,
     repo: Option<&Repository>,
 ) -> Result<MachinePlan> {
-    let look = Look::at(aws, machine, &order.exclude, order.mode).await?;
+    let look = aws.block_on(Look::at(aws, machine, &order.exclude, order.mode))?;
     let anchors = match repo {
         Some(repo) => {
-            let all = anchor::list(aws, &repo.config().repository_id, &look.volumes()).await?;
+            let id = &repo.config().repository_id;
+            let all = aws.block_on(anchor::list(aws, id, &look.volumes()))?;
             Anchors::choose(repo, all)?
         }
         None => Anchors::default(),
@@ -105,7 +106,8 @@ pub async fn plan(
     let mut notes = look.notes.clone();
     let mut volumes = Vec::new();
     for chosen in &look.chosen {
-        volumes.push(volume(aws, &place, order, assumed, &anchors, chosen, look.mode, &mut notes).await?);
+        let plan = volume(aws, &place, order, assumed, &anchors, chosen, look.mode, &mut notes);
+        volumes.push(aws.block_on(plan)?);
     }
     let sum = |way: Way, of: fn(&Estimate) -> f64| -> Vec<f64> {
         volumes.iter().map(|v| &v.decision.estimate).filter(|e| e.way == way).map(of).collect()

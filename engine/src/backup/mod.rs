@@ -23,7 +23,7 @@ mod worker;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 pub use level::LevelUse;
@@ -229,6 +229,8 @@ struct Shared {
     worked_ns: AtomicU64,
     /// Bytes of segments taken over from a killed run.
     resumed_bytes: AtomicU64,
+    /// Data of the repository was found to be archived.
+    archived: AtomicBool,
 }
 
 /// The parts of a repository that threads need.
@@ -457,6 +459,7 @@ fn share(repo: &Repository, claims: Arc<Claims>, options: &BackupOptions, run: &
         waited_store_ns: AtomicU64::new(0),
         worked_ns: AtomicU64::new(0),
         resumed_bytes: AtomicU64::new(0),
+        archived: AtomicBool::new(false),
     })
 }
 

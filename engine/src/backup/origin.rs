@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -12,6 +13,7 @@ use crate::format::node::Leaf;
 use crate::id::ChunkId;
 use crate::io::{Fetched, OpenFile, RangeSource};
 use crate::limits::IO_ALIGN;
+use crate::manifest::merge_ranges;
 use crate::pack::FrameReader;
 use crate::source::Source;
 use crate::store::Span;
@@ -42,7 +44,7 @@ impl Origin {
 /// Gets what re-chunking needs beyond what was planned; none of it changed since the parent.
 ///
 /// From a descriptor it is read: rare and small, so it is a plain blocking read. Behind an API a request would bring half a MiB for a few KiB, and cost
-/// money: there it is taken from the parent's chunks in the repository.
+/// money: there it is taken from the parent's chunks in the repository, unless those are archived.
 #[derive(Default)]
 pub struct Unchanged {
     chunks: Chunks,
@@ -62,16 +64,48 @@ impl Unchanged {
         match origin {
             None => Err(Error::Invalid { what: "a stream cannot be read again".into() }),
             Some(Origin::File(file)) => read_file(file, offset_bytes, range, buf),
-            Some(Origin::Ranges(_)) => {
-                buf[range.start as usize..range.end as usize].fill(0);
-                for kept in kept_parts(&parent.leaf, range) {
-                    let bytes = self.chunks.read(shared, &kept)?;
-                    buf[kept.place as usize..][..bytes.len()].copy_from_slice(bytes);
-                }
-                Ok(0)
-            }
+            Some(Origin::Ranges(source)) => match self.read_parent(shared, parent, range.clone(), buf) {
+                Err(Error::Archived { .. }) => read_ranges(source.as_ref(), offset_bytes, range, buf),
+                other => other.map(|()| 0),
+            },
         }
     }
+
+    fn read_parent(
+        &mut self,
+        shared: &Shared,
+        parent: &ParentLeaf,
+        range: Range<u32>,
+        buf: &mut [u8],
+    ) -> Result<()> {
+        buf[range.start as usize..range.end as usize].fill(0);
+        for kept in kept_parts(&parent.leaf, range) {
+            let bytes = self.chunks.read(shared, &kept)?;
+            buf[kept.place as usize..][..bytes.len()].copy_from_slice(bytes);
+        }
+        Ok(())
+    }
+}
+
+/// As [`read_file`], of a source behind an API.
+fn read_ranges(
+    source: &dyn RangeSource,
+    offset_bytes: u64,
+    range: Range<u32>,
+    buf: &mut [u8],
+) -> Result<u64> {
+    let fetched = source.fetch(offset_bytes, std::slice::from_ref(&range))?;
+    buf[range.start as usize..range.end as usize].fill(0);
+    let mut read_bytes = 0;
+    for (place, bytes) in fetched.parts {
+        read_bytes += bytes.len() as u64;
+        let (from, to) = (place.max(range.start), place.saturating_add(bytes.len() as u32).min(range.end));
+        if from < to {
+            let part = &bytes[(from - place) as usize..(to - place) as usize];
+            buf[from as usize..to as usize].copy_from_slice(part);
+        }
+    }
+    Ok(read_bytes)
 }
 
 /// A part of a chunk of the parent.
@@ -109,9 +143,19 @@ impl Chunks {
             needed_by: "the recovery point that this backup is compared with".into(),
         })?;
         let key = at.pack_key();
+        // Once one pack is archived others are, too: no request for each of them.
+        if shared.archived.load(Ordering::Relaxed) {
+            return Err(Error::Archived { object: key });
+        }
         let span = Span::At { offset: at.offset.into(), len: at.stored_bytes as usize };
-        if shared.repo.store.get(&key, span, &mut self.stored)?.is_none() {
-            return Err(Error::Missing { object: key, needed_by: "the index".into() });
+        match shared.repo.store.get(&key, span, &mut self.stored) {
+            Ok(Some(_)) => {}
+            Ok(None) => return Err(Error::Missing { object: key, needed_by: "the index".into() }),
+            Err(error) => {
+                let archived = matches!(error, Error::Archived { .. });
+                shared.archived.fetch_or(archived, Ordering::Relaxed);
+                return Err(error);
+            }
         }
         self.raw.resize(kept.chunk_bytes as usize, 0);
         let frames = match &mut self.frames {
@@ -161,11 +205,20 @@ impl RangeSource for Beside {
 
     fn fetch(&self, offset_bytes: u64, _: &[Range<u32>]) -> Result<Fetched> {
         let mut kept = Vec::with_capacity(self.kept.len());
+        let mut changed = self.changed.clone();
         let mut chunks = Chunks::default();
         for part in &self.kept {
-            kept.push((part.place, Bytes::copy_from_slice(chunks.read(&self.shared, part)?)));
+            match chunks.read(&self.shared, part) {
+                Ok(bytes) => kept.push((part.place, Bytes::copy_from_slice(bytes))),
+                // To thaw a pack for it would take hours.
+                Err(Error::Archived { .. }) => {
+                    changed.push(part.place..part.place + (part.part.end - part.part.start));
+                }
+                Err(error) => return Err(error),
+            }
         }
-        let fetched = self.source.fetch(offset_bytes, &self.changed)?;
+        changed.sort_unstable_by_key(|range| range.start);
+        let fetched = self.source.fetch(offset_bytes, &merge_ranges(changed))?;
         Ok(Fetched { kept, ..fetched })
     }
 }

@@ -18,7 +18,7 @@ pub const SECRET: &str = "lab/SecretThatMustNeverBeShown0000000001";
 pub const PROXY_ROLE: &str = "penstock-proxy";
 
 /// An access key.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Key {
     /// `AKIA…` or `ASIA…`.

@@ -15,8 +15,8 @@ use super::super::progress::{Mode as ShownMode, Shown};
 use super::super::session::Session;
 use super::super::{host, units};
 use super::Reach;
-use super::reading::ReadingArgs;
-use super::which::{Which, title};
+use super::order::OrderArgs;
+use super::which::title;
 use crate::aws::clients::{Clients, Proxy};
 use crate::aws::describe::Machine;
 use crate::ec2backup::chosen::Excluded;
@@ -42,14 +42,7 @@ One snapshot of each volume stays in the account as an anchor: the next backup r
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
-    which: Which,
-
-    #[command(flatten)]
-    reading: ReadingArgs,
-
-    /// Keep no snapshots in the account: the next backup reads everything
-    #[arg(long)]
-    no_anchor: bool,
+    order: OrderArgs,
 
     /// Instances backed up at a time, from their snapshots to the end
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
@@ -100,7 +93,7 @@ pub fn run(args: &Args, reach: &Reach, session: &Session) -> Outcome {
     let repo = session.repository()?;
     let aws = reach.clients(session)?;
     let _hold = session.interrupt.hold();
-    let machines = aws.block_on(args.which.machines(&aws))?;
+    let machines = aws.block_on(args.order.which.machines(&aws))?;
     let proxy = aws.block_on(aws.proxy());
     let state_dir = host::state_dir()?;
     // What a killed run left is taken away first: it costs money.
@@ -108,12 +101,7 @@ pub fn run(args: &Args, reach: &Reach, session: &Session) -> Outcome {
     for left in &swept {
         tracing::info!("taken away: {} {}, {}", left.thing.name(), left.id, left.why);
     }
-    let order = Order {
-        mode: args.which.mode(),
-        reading: args.reading.reading(reach),
-        exclude: args.which.exclude(),
-        anchor: !args.no_anchor,
-    };
+    let order = args.order.order(reach);
     let parallel = machines.len().min(args.parallel.into());
     let common = Common { session, repo: &repo, aws: &aws, proxy, order, state_dir, parallel };
     let outcomes = common.all(&machines)?;

@@ -8,11 +8,9 @@ use super::super::output::{self, Facts, Table};
 use super::super::session::Session;
 use super::super::units;
 use super::Reach;
-use super::reading::ReadingArgs;
-use super::which::Which;
+use super::order::OrderArgs;
 use crate::aws::clients::{Clients, Proxy};
 use crate::aws::prices;
-use crate::ec2backup::job::Order;
 use crate::ec2backup::plan::{self, Assumed, MachinePlan, VolumePlan};
 
 const EXAMPLES: &str = "\
@@ -28,14 +26,7 @@ Nothing is made. With a repository the next backup is planned, without one the f
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
-    which: Which,
-
-    #[command(flatten)]
-    reading: ReadingArgs,
-
-    /// Keep no snapshots in the account: the next backup reads everything
-    #[arg(long)]
-    no_anchor: bool,
+    order: OrderArgs,
 
     /// How much of the data changes until the next backup, where no earlier backup tells
     #[arg(long, value_name = "SHARE", default_value = "3%", value_parser = units::parse_share)]
@@ -64,20 +55,14 @@ pub fn run(args: &Args, reach: &Reach, session: &Session) -> Outcome {
     let has_repo = session.globals.repo.as_deref().is_some_and(|url| !url.is_empty());
     let repo = has_repo.then(|| session.source()).transpose()?;
     let aws = reach.clients(session)?;
-    let order = Order {
-        mode: args.which.mode(),
-        reading: args.reading.reading(reach),
-        exclude: args.which.exclude(),
-        anchor: !args.no_anchor,
-    };
+    let order = args.order.order(reach);
     let assumed = Assumed { changed_share: args.changed };
-    let machines = aws.block_on(args.which.machines(&aws))?;
+    let machines = aws.block_on(args.order.which.machines(&aws))?;
     let proxy = aws.block_on(aws.proxy());
     let mut plans = Vec::new();
     for machine in machines {
         session.interrupt.check()?;
-        let plan = plan::plan(&aws, proxy.as_ref(), &order, assumed, machine, repo.as_ref());
-        plans.push(aws.block_on(plan)?);
+        plans.push(plan::plan(&aws, proxy.as_ref(), &order, assumed, machine, repo.as_ref())?);
     }
     let bytes = plans.iter().map(|plan| plan.bytes).sum();
     let store = store_traffic(session, &aws, proxy.as_ref(), bytes)?;
