@@ -3,8 +3,9 @@
 use penstock_tests::cloud::{self, Cloud};
 use penstock_tests::penstock::code;
 use penstock_tests::repo::Repo;
+use penstock_tests::rng::Rng;
 use penstock_tests::workdir::Workdir;
-use penstock_tests::{MIB, json};
+use penstock_tests::{MIB, by_tier, json};
 use serde_json::Value;
 
 const BLOCK: u64 = 512 << 10;
@@ -119,13 +120,18 @@ fn sets_of_snapshots_stay_as_long_as_the_policy_says() {
     cloud.command(&repo, &["snapshot", &cloud.web.instance, "--keep-last", "x"]).run().expect(&[code::USAGE]);
 
     // killed at any moment, a sweep leaves whole sets only
-    for n in 0..6 {
+    let mut rng = Rng::new(5);
+    for _ in 0..by_tier(8, 30) {
         let mut run = cloud.command(&repo, &["snapshot", &cloud.web.instance]).spawn();
-        if run.runs_at(std::time::Duration::from_millis(20 + n * 25)) {
+        if run.runs_at(std::time::Duration::from_millis(20).mul_f64(1.0 + 10.0 * rng.fraction())) {
             run.kill();
         }
         run.wait();
         cloud.command(&repo, &["sweep"]).run().ok();
         assert!(cloud.marked().iter().all(|m| m.ends_with("kept")), "{:?}", cloud.marked());
+        let sets = snapshot(&cloud, &repo, &["--keep-last", "100", "--dry-run"]);
+        for set in json::list(&sets, "sets") {
+            assert_eq!(set["snapshots"].as_object().unwrap().len(), 2, "{set:#}");
+        }
     }
 }

@@ -158,11 +158,13 @@ pub fn gone_is_well(outcome: Result<(), AwsError>) -> Result<(), AwsError> {
     }
 }
 
-/// Sets tags of a snapshot, volume or image, and takes `without` away.
-pub async fn retag(aws: &Clients, id: &str, set: &Tags, without: &[&str]) -> Result<(), AwsError> {
+/// Sets tags of snapshots, volumes or images, all by one call, and takes `without` away.
+pub async fn retag(aws: &Clients, ids: &[&str], set: &Tags, without: &[&str]) -> Result<(), AwsError> {
+    let object = ids.join(" ");
+    let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
     aws.retry
-        .call("CreateTags", id, Patience::FRESH, || {
-            aws.ec2.create_tags().resources(id).set_tags(Some(tags::list(set))).send()
+        .call("CreateTags", &object, Patience::FRESH, || {
+            aws.ec2.create_tags().set_resources(Some(ids.clone())).set_tags(Some(tags::list(set))).send()
         })
         .await?;
     if without.is_empty() {
@@ -171,8 +173,8 @@ pub async fn retag(aws: &Clients, id: &str, set: &Tags, without: &[&str]) -> Res
     let keys: Vec<_> =
         without.iter().map(|key| aws_sdk_ec2::types::Tag::builder().key(*key).build()).collect();
     aws.retry
-        .call("DeleteTags", id, Patience::FRESH, || {
-            aws.ec2.delete_tags().resources(id).set_tags(Some(keys.clone())).send()
+        .call("DeleteTags", &object, Patience::FRESH, || {
+            aws.ec2.delete_tags().set_resources(Some(ids.clone())).set_tags(Some(keys.clone())).send()
         })
         .await
         .map(drop)

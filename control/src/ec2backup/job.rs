@@ -178,7 +178,7 @@ impl Job {
             }
         }
         for (id, tags) in kept {
-            snapshots::retag(&self.aws, &id, &tags, &[tags::EXPIRES]).await?;
+            snapshots::retag(&self.aws, &[&id], &tags, &[tags::EXPIRES]).await?;
             self.ledger.settled(&id)?;
         }
         Ok(())

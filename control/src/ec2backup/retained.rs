@@ -97,21 +97,21 @@ async fn keep(aws: &Clients, look: &Look, ledger: &Ledger) -> Result<Set> {
     for chosen in &look.chosen {
         let volume = &chosen.facts.id;
         let snapshot = shots.of(look, volume)?;
-        let mut with = common.clone();
-        with.insert(tags::VOLUME.into(), volume.clone());
-        with.insert("Name".into(), format!("{who} {}", chosen.attached.device));
-        members.push((snapshot.id.clone(), with));
+        let name = format!("{who} {}", chosen.attached.device);
+        let own = Tags::from([(tags::VOLUME.into(), volume.clone()), ("Name".into(), name)]);
+        members.push((snapshot.id.clone(), own));
         of_volume.insert(volume.clone(), snapshot.id.clone());
     }
     if let Some(image) = &shots.image {
-        let mut with = common.clone();
-        with.insert("Name".into(), who.to_owned());
-        members.push((image.id.clone(), with));
+        members.push((image.id.clone(), Tags::from([("Name".into(), who.to_owned())])));
     }
-    for (id, with) in &members {
-        snapshots::retag(aws, id, with, &[tags::EXPIRES]).await?;
-        ledger.settled(id)?;
+    for (id, own) in &members {
+        snapshots::retag(aws, &[id], own, &[]).await?;
     }
+    // All of them stay, or none: by one call.
+    let ids: Vec<&str> = members.iter().map(|(id, _)| id.as_str()).collect();
+    snapshots::retag(aws, &ids, &common, &[tags::EXPIRES]).await?;
+    ids.into_iter().try_for_each(|id| ledger.settled(id))?;
     Ok(Set { set, time, image: shots.image.map(|i| i.id), snapshots: of_volume, tags: common })
 }
 
