@@ -173,6 +173,12 @@ impl Penstock {
         Running { child, shown, started, end, killed: false, feeder, output: Some((stdout, stderr)) }
     }
 
+    /// Gives it more time than commands usually get.
+    pub fn within(mut self, time_limit: Duration) -> Self {
+        self.time_limit = time_limit;
+        self
+    }
+
     /// Runs it to its end.
     pub fn run(self) -> Output {
         self.spawn().wait()
@@ -241,7 +247,7 @@ impl Running {
                 self.kill();
                 let _ = self.child.wait();
                 let stderr = self.output.take().map(|(_, stderr)| stderr.join().unwrap());
-                panic!("`penstock {}` did not end in {TIME_LIMIT:?}: {stderr:?}", self.shown);
+                panic!("`penstock {}` did not end in time: {stderr:?}", self.shown);
             }
             std::thread::sleep(Duration::from_millis(2));
         };
