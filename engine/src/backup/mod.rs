@@ -244,6 +244,8 @@ struct RepoParts {
 const META_PACK_BYTES: usize = 4 << 20;
 /// Segments read ahead beyond those that workers hold.
 const READ_AHEAD_SEGMENTS: usize = 8;
+/// The same where nothing is read from a descriptor: what fetchers hold is ahead already.
+const READ_AHEAD_FETCHED: usize = 3;
 /// Jobs planned ahead of the readers: what the planner waits for now and then (maps of extents, nodes of the parent) must not make the disk wait too.
 const JOBS_AHEAD: usize = 256;
 /// Packs being stored at a time at least, where the store has a use for so many: what two workers fill while one request is under way. With 32 MiB packs and two workers it keeps
@@ -482,7 +484,9 @@ fn pipeline(
 ) -> Result<commit::Committed> {
     let workers = options.workers.max(1);
     let readers = options.readers.unwrap_or(1).max(1);
-    let depth = options.queue_depth.unwrap_or(READ_AHEAD_SEGMENTS / readers).max(1);
+    let only_fetched = input.volumes.iter().all(|v| v.source.ranges().is_some());
+    let ahead = if only_fetched { READ_AHEAD_FETCHED } else { READ_AHEAD_SEGMENTS };
+    let depth = options.queue_depth.unwrap_or(ahead / readers).max(1);
     let segments = readers * depth + workers;
     let segment_pool = BufPool::new(segments, SEGMENT_BYTES);
     let (job_sender, job_receiver) = async_channel::bounded(JOBS_AHEAD);
