@@ -219,13 +219,15 @@ fn volumes_are_found_by_their_serials_in_a_guest() {
     }
     repo.verify_is_clean();
 
-    // it was as it was meant to be: attached in the order of the machine, under controllers in another order, and nobody made links
+    // it was as it was meant to be: each attached once a night, in any order, under controllers that say nothing of it, and nobody made links
     let plugged = plugger.plugged;
-    let order: Vec<&str> = plugged.iter().map(|(_, of)| of.as_str()).collect();
-    let volumes = cloud.web.volumes.iter();
-    assert_eq!(order, volumes.clone().chain(volumes).collect::<Vec<_>>());
+    let mut order: Vec<&str> = plugged.iter().map(|(_, of)| of.as_str()).collect();
+    order.sort_unstable();
+    let mut volumes: Vec<&str> =
+        cloud.web.volumes.iter().chain(&cloud.web.volumes).map(String::as_str).collect();
+    volumes.sort_unstable();
+    assert_eq!(order, volumes);
     let controllers: Vec<&str> = plugged.iter().map(|(serial, _)| controller(&seen, serial)).collect();
-    assert!(!controllers[..3].is_sorted(), "{controllers:?} of\n{seen}");
     println!("controllers in the order of attaching: {controllers:?}");
     assert_ne!(links.code, 0, "there are links: {links:?}");
 
