@@ -176,6 +176,12 @@ impl Repo {
         root.clone()
     }
 
+    /// The manifest roots of all volumes of the recovery point that a `backup --json` answer speaks of.
+    pub fn roots(&self, backup: &Value) -> Vec<Value> {
+        let point = self.show(json::text(backup, "recovery_point"));
+        json::list(&point, "volumes").iter().map(|v| v["root"].clone()).collect()
+    }
+
     /// Ids of all recovery points that `list --json` names, oldest first.
     #[track_caller]
     pub fn point_ids(&self) -> Vec<String> {

@@ -17,11 +17,6 @@ fn point(report: &Value) -> &str {
     json::text(report, "recovery_point")
 }
 
-fn roots(repo: &Repo, report: &Value) -> Vec<Value> {
-    let point = repo.show(point(report));
-    json::list(&point, "volumes").iter().map(|v| v["root"].clone()).collect()
-}
-
 /// The guest writes into some blocks of both volumes; returns the bytes of the blocks it touched.
 fn change(cloud: &Cloud, seed: u64) -> u64 {
     let mut rng = Rng::new(seed);
@@ -43,7 +38,7 @@ fn two_nights(way: &str) {
     let before = cloud.account();
 
     let first = cloud.backup(&repo, &["--read", way]);
-    assert_eq!(roots(&repo, &first), cloud.roots_of_plain_backups(&repo, &work), "{way}, first night");
+    assert_eq!(repo.roots(&first), cloud.roots_of_plain_backups(&repo, &work), "{way}, first night");
     assert_eq!(first["reads"][0]["way"], way);
     assert_eq!(json::list(&first, "excluded")[0]["volume"], cloud.web.volumes[2].as_str());
     let written: u64 = json::list(&first, "reads").iter().map(|r| r["bytes"].as_u64().unwrap()).sum();
@@ -62,14 +57,14 @@ fn two_nights(way: &str) {
         assert_eq!(gets, changed / BLOCK, "{gets} blocks were fetched");
     }
     let full = cloud.roots_of_plain_backups(&repo, &work);
-    assert_eq!(roots(&repo, &second), full, "{way}, second night");
+    assert_eq!(repo.roots(&second), full, "{way}, second night");
     let marked = cloud.marked();
     assert!(marked.len() == 2 && marked.iter().all(|m| m.ends_with("anchor")), "{marked:?}");
 
     // nothing changed
     let third = cloud.backup(&repo, &["--read", way]);
     let read: u64 = json::list(&third, "volumes").iter().map(|v| v["read_bytes"].as_u64().unwrap()).sum();
-    assert_eq!((read, roots(&repo, &third)), (0, full));
+    assert_eq!((read, repo.roots(&third)), (0, full));
 
     // and given up
     let fourth = cloud.backup(&repo, &["--read", way, "--no-anchor"]);
@@ -139,7 +134,7 @@ fn snapshots_that_are_not_related_are_read_in_full_and_it_is_said() {
     }]);
     let second = cloud.backup(&repo, &["--read", "direct"]);
     assert!(second["ec2_notes"].to_string().contains("read in full"), "{second:#}");
-    assert_eq!(roots(&repo, &second), cloud.roots_of_plain_backups(&repo, &work));
+    assert_eq!(repo.roots(&second), cloud.roots_of_plain_backups(&repo, &work));
 }
 
 #[test]
@@ -163,7 +158,7 @@ fn throttling_and_late_consistency_end_right() {
     cloud.lab.faults.set(vec![damage, throttle(0.1)]);
     for way in ["direct", "attach"] {
         let report = cloud.backup(&repo, &["--read", way]);
-        assert_eq!(roots(&repo, &report), cloud.roots_of_plain_backups(&repo, &work), "{way}");
+        assert_eq!(repo.roots(&report), cloud.roots_of_plain_backups(&repo, &work), "{way}");
         change(&cloud, way.len() as u64);
     }
     assert!(cloud.lab.faults.struck().iter().sum::<u64>() > 5);
@@ -216,7 +211,7 @@ fn a_killed_backup_leaves_nothing_that_a_sweep_does_not_find() {
     assert!(killed > 0);
     assert!(repo.point_ids().starts_with(&first));
     let last = cloud.backup(&repo, &["--read", "direct"]);
-    assert_eq!(roots(&repo, &last), cloud.roots_of_plain_backups(&repo, &work));
+    assert_eq!(repo.roots(&last), cloud.roots_of_plain_backups(&repo, &work));
     repo.verify_is_clean();
 }
 
@@ -245,7 +240,7 @@ fn machines_are_backed_up_side_by_side() {
         change(&cloud, 4);
     }
     let web = cloud.backup(&repo, &[]);
-    assert_eq!(roots(&repo, &web), cloud.roots_of_plain_backups(&repo, &work));
+    assert_eq!(repo.roots(&web), cloud.roots_of_plain_backups(&repo, &work));
     // one fails
     cloud.lab.faults.set(vec![Rule {
         action: "CreateSnapshots".into(),
@@ -268,14 +263,14 @@ fn an_image_of_the_root_is_kept_in_mode_ami() {
     let cloud = Cloud::start(&work, cloud::options(&work), 8 * MIB);
     let repo = Repo::encrypted(&work, "repo", &[]);
     let report = cloud.backup(&repo, &["--mode", "ami", "--read", "direct"]);
-    assert_eq!(roots(&repo, &report), cloud.roots_of_plain_backups(&repo, &work));
+    assert_eq!(repo.roots(&report), cloud.roots_of_plain_backups(&repo, &work));
     let image = repo.show(point(&report))["instance"]["kept_image"].as_str().unwrap().to_owned();
     let marked = cloud.marked();
     assert!(marked.contains(&format!("images {image} kept")), "{marked:?}");
     assert_eq!(marked.len(), 3, "the image, its snapshot, an anchor: {marked:?}");
     change(&cloud, 5);
     let second = cloud.backup(&repo, &["--read", "direct"]);
-    assert_eq!(roots(&repo, &second), cloud.roots_of_plain_backups(&repo, &work));
+    assert_eq!(repo.roots(&second), cloud.roots_of_plain_backups(&repo, &work));
     assert!(second["reads"][0]["anchor"].is_string(), "the image's snapshot is an anchor, too");
 }
 

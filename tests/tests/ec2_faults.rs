@@ -8,12 +8,6 @@ use penstock_tests::penstock::code;
 use penstock_tests::repo::Repo;
 use penstock_tests::workdir::Workdir;
 use penstock_tests::{MIB, by_tier, image, json};
-use serde_json::Value;
-
-fn roots(repo: &Repo, report: &Value) -> Vec<Value> {
-    let point = repo.show(json::text(report, "recovery_point"));
-    json::list(&point, "volumes").iter().map(|v| v["root"].clone()).collect()
-}
 
 fn rule(action: &str, share: f64, fault: Fault) -> Rule {
     Rule { action: action.into(), naming: None, share, skip: 0, times: None, fault }
@@ -39,7 +33,7 @@ fn throttling_and_the_longest_consistency_end_right() {
     ]);
     for way in ["direct", "attach"] {
         let report = cloud.backup(&repo, &["--read", way]);
-        assert_eq!(roots(&repo, &report), cloud.roots_of_plain_backups(&repo, &work), "{way}");
+        assert_eq!(repo.roots(&report), cloud.roots_of_plain_backups(&repo, &work), "{way}");
         cloud.lab.volume_write(&cloud.web.volumes[0], 3 * MIB, way.as_bytes()).unwrap();
     }
     assert!(cloud.lab.faults.struck().iter().all(|struck| *struck > 0), "{:?}", cloud.lab.faults.struck());
@@ -161,7 +155,7 @@ fn answers_that_never_come() {
     ]);
     for _ in 0..2 {
         let report = cloud.backup(&repo, &["--read", "attach"]);
-        assert_eq!(roots(&repo, &report), cloud.roots_of_plain_backups(&repo, &work));
+        assert_eq!(repo.roots(&report), cloud.roots_of_plain_backups(&repo, &work));
     }
     assert!(cloud.lab.faults.struck().iter().all(|struck| *struck > 0), "{:?}", cloud.lab.faults.struck());
     let marked = cloud.marked();

@@ -10,15 +10,9 @@ use penstock_tests::repo::Repo;
 use penstock_tests::rng::Rng;
 use penstock_tests::workdir::Workdir;
 use penstock_tests::{MIB, by_tier, image, json};
-use serde_json::Value;
 
 const BLOCK: u64 = 512 << 10;
 const GIB: u64 = 1 << 30;
-
-fn roots(repo: &Repo, report: &Value) -> Vec<Value> {
-    let point = repo.show(json::text(report, "recovery_point"));
-    json::list(&point, "volumes").iter().map(|v| v["root"].clone()).collect()
-}
 
 /// A day of use: packages, a log, a database file that is written in places, files that go.
 fn a_day(cloud: &Cloud, work: &Workdir) {
@@ -70,7 +64,7 @@ fn a_machine(mode: &str, way: &str) {
     let options = ["--mode", mode, "--read", way];
     let first = cloud.backup(&repo, &options);
     assert_eq!(first["mode"], mode);
-    assert_eq!(roots(&repo, &first), cloud.roots_of_plain_backups(&repo, &work), "{mode} {way}: day 1");
+    assert_eq!(repo.roots(&first), cloud.roots_of_plain_backups(&repo, &work), "{mode} {way}: day 1");
 
     let before = [work.join("before-0.img"), work.join("before-1.img")];
     before.iter().zip(&cloud.web.volumes).for_each(|(path, id)| cloud.lab.volume_export(id, path).unwrap());
@@ -92,7 +86,7 @@ fn a_machine(mode: &str, way: &str) {
         let full = repo.backup(path, "full", &["--no-parent"]);
         assert_eq!(json::over_volumes(&full, "new_chunks"), 0, "{mode} {way}: volume {number}");
         let full = repo.root(json::text(&full, "recovery_point"), 0);
-        assert_eq!(full, roots(&repo, &second)[number], "{mode} {way}: volume {number}");
+        assert_eq!(full, repo.roots(&second)[number], "{mode} {way}: volume {number}");
     }
     let device = work.join("restored.img");
     let volume = format!("{}/{}", json::text(&second, "recovery_point"), cloud.web.volumes[1]);

@@ -224,7 +224,7 @@ fn show(session: &Session, machine: &Machine, outcome: &Result<Done>, alone: boo
     if session.globals.json {
         return Ok(());
     }
-    let who = title(machine);
+    let who = title(&machine.id, machine.name());
     let done = match outcome {
         Ok(done) => done,
         // The only one is told at the end.

@@ -9,6 +9,7 @@ use super::super::session::Session;
 use super::super::units;
 use super::Reach;
 use super::order::OrderArgs;
+use super::which::title;
 use crate::aws::clients::{Clients, Proxy};
 use crate::aws::prices;
 use crate::ec2backup::plan::{self, Assumed, MachinePlan, VolumePlan};
@@ -118,11 +119,7 @@ fn usd(value: f64) -> String {
 fn text(plans: &[MachinePlan], store: &StoreTraffic) -> String {
     let mut text = String::new();
     for plan in plans {
-        let name = match plan.instance_name.as_str() {
-            "" => String::new(),
-            name => format!(" ({name})"),
-        };
-        text += &format!("{}{name}\n", plan.instance);
+        text += &format!("{}\n", title(&plan.instance, &plan.instance_name));
         let mut table = Table::new(&[
             "volume",
             "device",

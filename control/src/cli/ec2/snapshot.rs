@@ -11,7 +11,7 @@ use super::super::output::{self, Facts, Table};
 use super::super::session::Session;
 use super::super::{host, units};
 use super::Reach;
-use super::which::Which;
+use super::which::{Which, title};
 use crate::aws::clients::Clients;
 use crate::aws::describe::Machine;
 use crate::ec2backup::chosen::Excluded;
@@ -147,10 +147,7 @@ async fn fill(
 }
 
 fn text(args: &Args, report: &Report) -> String {
-    let who = match report.instance_name.as_str() {
-        "" => report.instance.clone(),
-        name => format!("{} ({name})", report.instance),
-    };
+    let who = title(&report.instance, &report.instance_name);
     let mut text = String::new();
     if let Some(set) = &report.taken {
         let mut facts = Facts::default();

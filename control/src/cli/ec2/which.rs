@@ -87,9 +87,6 @@ impl Which {
 }
 
 /// For people: `i-… (name)`.
-pub fn title(machine: &Machine) -> String {
-    match machine.name() {
-        "" => machine.id.clone(),
-        name => format!("{} ({name})", machine.id),
-    }
+pub fn title(instance: &str, name: &str) -> String {
+    if name.is_empty() { instance.to_owned() } else { format!("{instance} ({name})") }
 }
