@@ -16,7 +16,7 @@ use super::super::retry::Patience;
 use super::listing::{Listing, Window};
 use super::{BLOCK_BYTES, Subject};
 
-/// Blocks in flight or waiting for a buffer. At 32 ms a block that is 1000 a second, the quota. Each takes 1.5 MiB with what the HTTP client holds for it.
+/// Blocks in flight or waiting for a buffer. docs/PERFORMANCE.md has what part of the quota they use by the time that answers take. Each takes 1.5 MiB with what the HTTP client holds for it.
 const BLOCKS: usize = 32;
 /// Blocks that come damaged, or whose token has expired, are asked for again so often.
 const TRIES: u32 = 4;
