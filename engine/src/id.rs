@@ -105,7 +105,7 @@ pub fn random_bytes<const N: usize>() -> Result<[u8; N]> {
 }
 
 /// Number of a 4 MiB segment within its volume.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Default, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SegmentNo(pub u64);
 
 impl SegmentNo {

@@ -184,14 +184,15 @@ fn a_device_that_is_not_empty_is_refused() {
         file.sync_all().unwrap();
     }
     file.write_all_at(&[1], 0).unwrap();
-    for option in 0..3 {
+    for option in 0..4 {
         let options = TargetOptions {
             size_bytes: size,
             force: option == 0,
             resume: option == 1,
             must_hold_data: option == 2,
+            zero: option == 3,
         };
-        assert!(target::open(&device.0, options).is_ok());
+        assert_eq!(target::open(&device.0, options).unwrap().is_fresh(), options.zero);
     }
 }
 

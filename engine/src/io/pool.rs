@@ -119,6 +119,13 @@ impl DerefMut for PooledBuf {
     }
 }
 
+/// For `Bytes::from_owner`: the buffer goes back to its pool with the last of its parts.
+impl AsRef<[u8]> for PooledBuf {
+    fn as_ref(&self) -> &[u8] {
+        &self.buf
+    }
+}
+
 impl std::fmt::Debug for PooledBuf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "PooledBuf({} bytes)", self.buf.len())

@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crossbeam::channel::{Receiver, Sender};
 
 use super::locate::Frame;
+use super::puts::Outlet;
 use super::stored::{SegmentOut, StoredBuf, StoredRange};
 use super::strays::Batch;
 use super::{SegmentWork, Shared};
 use crate::chunker::Chunker;
 use crate::error::{Error, Result};
 use crate::id::SegmentNo;
-use crate::io::{BufPool, PooledBuf, WriteJob, WriteResult};
+use crate::io::{AlignedBuf, BufPool, PooledBuf, WriteJob, WriteResult};
+use crate::limits::SEGMENT_BYTES;
 use crate::pack::{FrameReader, Location};
 use crate::run::Progress;
 
@@ -100,6 +102,8 @@ pub enum Output {
     },
     /// To whoever writes a stream.
     Stream(Sender<(SegmentNo, PooledBuf, usize)>),
+    /// To the putters of a sink.
+    Blocks(Outlet),
 }
 
 /// State of one decoder thread.
@@ -108,13 +112,15 @@ pub struct Decoder {
     output: Output,
     frames: FrameReader,
     chunker: Chunker,
+    /// A segment's chunks of the old state, made when there are some.
+    old: Option<AlignedBuf>,
 }
 
 impl Decoder {
     /// Prepares a decoder.
     pub fn new(shared: Arc<Shared>, output: Output) -> Result<Self> {
         let chunker = Chunker::new(shared.chunk_params, &shared.chunk_keys());
-        Ok(Self { shared, output, frames: FrameReader::new()?, chunker })
+        Ok(Self { shared, output, frames: FrameReader::new()?, chunker, old: None })
     }
 
     /// Works until there is no more.
@@ -143,10 +149,13 @@ impl Decoder {
     }
 
     fn segment(&mut self, work: SegmentWork, frames: &[Placed], mut buf: PooledBuf) -> Result<()> {
-        if let Output::Stream(_) = self.output {
-            // A stream gets the zeros too; elsewhere nothing outside the chunks is written.
-            buf[..work.len].fill(0);
+        match &self.output {
+            // A stream gets the zeros too, and so do blocks; elsewhere nothing outside the chunks is written.
+            Output::Stream(_) => buf[..work.len].fill(0),
+            Output::Blocks(outlet) => outlet.clear(&work, &mut buf),
+            Output::Writers { .. } => {}
         }
+        let mut old = self.old.take();
         for Placed { frame, range } in frames {
             if !range.covers(&frame.at) {
                 return Err(Error::damaged(
@@ -158,7 +167,16 @@ impl Decoder {
             let Some(stored) = range.frame(&frame.at) else { return Ok(()) };
             let place = frame.offset as usize..frame.offset as usize + frame.at.raw_bytes as usize;
             let position = work.segment.offset_bytes() + u64::from(frame.offset);
-            self.chunk(&frame.at, &frame.id, stored, &mut buf[place], position)?;
+            let raw = match frame.old {
+                true => &mut old.get_or_insert_with(|| AlignedBuf::new(SEGMENT_BYTES))[place],
+                false => &mut buf[place],
+            };
+            self.chunk(&frame.at, &frame.id, stored, raw, position)?;
+        }
+        if let Output::Blocks(outlet) = &self.output {
+            outlet.send(&self.shared, &mut self.chunker, &work, buf, old.as_deref().unwrap_or_default());
+            self.old = old;
+            return Ok(());
         }
         self.send(work, buf)
     }
@@ -258,6 +276,7 @@ impl Decoder {
                 return Ok(());
             }
             Output::Writers { writes, done } => (writes, done),
+            Output::Blocks(_) => return Ok(()), // they do not come here
         };
         let offset = segment.offset_bytes();
         for zero in zeros {

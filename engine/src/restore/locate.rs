@@ -28,6 +28,8 @@ pub struct Frame {
     pub id: [u8; 32],
     /// Offset in the segment.
     pub offset: u32,
+    /// It is of the old state, and only compared with.
+    pub old: bool,
 }
 
 /// A segment with the places of its chunks.
@@ -77,8 +79,10 @@ impl Locator {
         if let Some(leaf) = work.compare.take() {
             self.compare(&mut work, &leaf)?;
         }
-        let mut frames = Vec::with_capacity(work.chunks.len());
-        for (offset, piece) in std::mem::take(&mut work.chunks) {
+        let mut frames = Vec::with_capacity(work.chunks.len() + work.old_chunks.len());
+        let (chunks, old) = (std::mem::take(&mut work.chunks), std::mem::take(&mut work.old_chunks));
+        let chunks = chunks.into_iter().map(|chunk| (chunk, false));
+        for ((offset, piece), old) in chunks.chain(old.into_iter().map(|chunk| (chunk, true))) {
             let Some(chunk) = &piece.chunk else { continue };
             let at = self.find(chunk.as_bytes(), &work, offset)?;
             if at.raw_bytes != piece.len {
@@ -90,7 +94,7 @@ impl Locator {
                     ),
                 ));
             }
-            frames.push(Frame { at, id: *chunk.as_bytes(), offset });
+            frames.push(Frame { at, id: *chunk.as_bytes(), offset, old });
         }
         frames.sort_unstable_by_key(|f| (f.at.pack.id, f.at.offset));
         Ok(Located { work, frames })

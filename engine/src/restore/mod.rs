@@ -11,13 +11,18 @@
 //! The look-ahead knows the chunks of many segments and has what they need of a pack fetched in few long ranges, within a budget of stored bytes. Decoders take
 //! segments and their buffers in the order of the volume, so the earliest segment always has its buffer and its ranges. Every chunk is authenticated and its id
 //! is recomputed before it is written.
+//!
+//! A stream has the calling thread instead of writers (`stream.rs`), and a sink of blocks has putters (`puts.rs`), and a plan that knows which of its blocks differ from
+//! what is there (`blocks.rs`).
 
+mod blocks;
 mod decode;
 mod fetch;
 mod journal;
 mod locate;
 mod lookahead;
 mod plan;
+mod puts;
 mod stored;
 mod strays;
 mod stream;
@@ -46,7 +51,8 @@ use crate::limits::SEGMENT_BYTES;
 use crate::repo::Repository;
 use crate::run::{Progress, Run};
 use crate::store::Store;
-use crate::target::{self, Target, TargetOptions};
+use crate::target::{self, BlockSink, Target, TargetOptions};
+use blocks::BlockWork;
 
 /// Where to restore to.
 pub enum RestoreTarget {
@@ -54,6 +60,9 @@ pub enum RestoreTarget {
     Path(PathBuf),
     /// Standard output or the like: written front to back, zeros and all.
     Writer(Box<dyn Write + Send>),
+    /// What takes whole blocks. It reads as zeros where nothing is put or, with a base, as the base, with zeros behind the base's end: only blocks that differ from that
+    /// are put.
+    Blocks(Arc<dyn BlockSink>),
 }
 
 /// Options of a restore.
@@ -67,6 +76,10 @@ pub struct RestoreOptions {
     pub force: bool,
     /// Continue a restore that was killed.
     pub resume: bool,
+    /// The target is a device that is known to read as zeros (a new volume): it need not be empty by its looks, and zeros are not written.
+    pub zero_target: bool,
+    /// Where this restore's journal lies, instead of a place derived from the target's path: for a target that may have another name when it is resumed.
+    pub journal: Option<PathBuf>,
     /// Threads that decrypt and decompress.
     pub workers: usize,
     /// io_uring or pread.
@@ -84,6 +97,8 @@ impl Default for RestoreOptions {
             compare: false,
             force: false,
             resume: false,
+            zero_target: false,
+            journal: None,
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             io_engine: IoEngineChoice::Auto,
             queue_depth: None,
@@ -116,6 +131,7 @@ pub struct RestoreReport {
 }
 
 /// A segment on its way.
+#[derive(Default)]
 struct SegmentWork {
     segment: SegmentNo,
     /// Its length in the volume.
@@ -132,6 +148,10 @@ struct SegmentWork {
     compare: Option<Leaf>,
     /// Parts that were taken out of `writes` and come later, as strays.
     deferred: u32,
+    /// For a sink: its blocks that may have to be put. `zeros` are the zeros in them then, and `writes` is empty.
+    blocks: Vec<BlockWork>,
+    /// Chunks of the old state to fetch, to find out which.
+    old_chunks: Vec<(u32, Piece)>,
 }
 
 /// Counters of a restore, besides [`Progress`].
@@ -216,6 +236,11 @@ pub fn run(
             stream::restore(repo, &shared, volume, writer, options)?;
             shared
         }
+        RestoreTarget::Blocks(sink) => {
+            let shared = shared(None)?;
+            puts::restore(repo, &shared, volume, sink, options)?;
+            shared
+        }
         RestoreTarget::Path(path) => {
             let opened = OpenedTarget::open(repo, point, volume, &path, options)?;
             let shared = shared(Some(opened.target))?;
@@ -251,7 +276,27 @@ fn check(volume: &Volume, target: &RestoreTarget, options: &RestoreOptions) -> R
     {
         return invalid("--base, --compare and --resume need a target that can be read: a device or a file");
     }
+    if matches!(target, RestoreTarget::Blocks(_)) {
+        if options.compare {
+            return invalid("--compare needs a target that can be read: a device or a file");
+        }
+        if let Some(base) = &options.base
+            && base_volume(base, volume)?.size_bytes > volume.size_bytes
+        {
+            return invalid(&format!("--base: the volume was larger in recovery point {}", base.id));
+        }
+    }
+    if options.zero_target && (options.base.is_some() || options.compare) {
+        return invalid("a target that holds a state of the volume is not one that reads as zeros");
+    }
     Ok(())
+}
+
+/// The volume in the point that the target holds.
+fn base_volume<'a>(base: &'a RecoveryPoint, volume: &Volume) -> Result<&'a Volume> {
+    base.volume(&volume.name)
+        .or(base.volumes.first())
+        .ok_or_else(|| Error::Invalid { what: format!("--base: recovery point {} has no volumes", base.id) })
 }
 
 /// An open target with the journal of its restore.
@@ -272,7 +317,8 @@ impl OpenedTarget {
         options: &RestoreOptions,
     ) -> Result<Self> {
         let subject = journal::Subject::of(repo, point, volume, options);
-        let place = journal::place_of(path, &options.state_dir);
+        let derived = || journal::place_of(path, &options.state_dir);
+        let place = options.journal.clone().unwrap_or_else(derived);
         let earlier = match options.resume.then(|| journal::read(&place, &subject, path)) {
             None => None,
             Some(Ok(earlier)) => Some(earlier),
@@ -288,6 +334,8 @@ impl OpenedTarget {
             force: options.force,
             resume: earlier.is_some(),
             must_hold_data: options.base.is_some() || options.compare,
+            // Not if a restore of something else was begun here, and is given up now.
+            zero: options.zero_target && (earlier.is_some() || !options.resume || !place.exists()),
         };
         let existed = path.exists();
         if !existed {
@@ -339,8 +387,14 @@ fn to_target(
     let (write_sender, write_receiver) = async_channel::unbounded();
     let (done_sender, done_receiver) = crossbeam::channel::unbounded();
     let mut threads = io::spawn_writers(engine, 1, depth, write_receiver, done_sender.clone())?;
-    let how =
-        plan::How { base: options.base.clone(), compare: options.compare, fresh, done, every_segment: false };
+    let how = plan::How {
+        base: options.base.clone(),
+        compare: options.compare,
+        fresh,
+        done,
+        every_segment: false,
+        sink: None,
+    };
     let output = decode::Output::Writers { writes: write_sender, done: done_sender };
     threads.extend(start_stages(repo, shared, volume, how, output, options, depth)?);
     collect(shared, &done_receiver, &mut journal);

@@ -6,16 +6,18 @@ use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
+use super::blocks::BlocksPlan;
 use super::locate::{Job, Located};
-use super::{SegmentWork, Shared};
-use crate::error::{Error, Result};
-use crate::format::node::Leaf;
+use super::{SegmentWork, Shared, base_volume};
+use crate::error::Result;
+use crate::format::node::{Leaf, Piece};
 use crate::format::point::{RecoveryPoint, Volume};
 use crate::id::SegmentNo;
 use crate::limits::BLOCK_BYTES;
 use crate::manifest::{SegmentChange, TreeReader, each_difference, leaf_differences, merge_ranges};
 use crate::repo::Repository;
 use crate::run::Progress;
+use crate::target::BlockSink;
 
 /// Longest range that is made zero in one call, so that an interruption is noticed.
 const ZERO_STEP_BYTES: u64 = 1 << 30;
@@ -32,6 +34,8 @@ pub struct How {
     pub done: HashSet<SegmentNo>,
     /// Zero segments are sent on too (for a stream).
     pub every_segment: bool,
+    /// Whole blocks are put into this, and not even there where they are right.
+    pub sink: Option<Arc<dyn BlockSink>>,
 }
 
 /// The planner thread.
@@ -68,9 +72,7 @@ impl Planner {
         let tree = repo.tree(volume.size_bytes, volume.root)?;
         let base = match &how.base {
             Some(point) => {
-                let old = point.volume(&volume.name).or(point.volumes.first()).ok_or_else(|| {
-                    Error::Invalid { what: format!("--base: recovery point {} has no volumes", point.id) }
-                })?;
+                let old = base_volume(point, volume)?;
                 Some(repo.tree(old.size_bytes, old.root)?)
             }
             None => None,
@@ -101,7 +103,12 @@ impl Planner {
             if next < end && !self.lane.was_done(next) {
                 let leaf = self.tree.leaf(next)?;
                 let whole = next.len_in(self.lane.shared.volume_bytes) as u32;
-                self.lane.send(next, leaf, &[Range { start: 0, end: whole }])?;
+                if self.lane.how.sink.is_some() {
+                    let zeros = Leaf { pieces: vec![Piece { len: whole, chunk: None }] };
+                    self.lane.send_blocks(next, &zeros, &leaf)?;
+                } else {
+                    self.lane.send(next, leaf, &[Range { start: 0, end: whole }])?;
+                }
             }
             at = SegmentNo(next.0 + 1);
         }
@@ -123,6 +130,9 @@ impl Planner {
                     return Ok(());
                 }
                 let leaf = tree.load_leaf(segment, new)?;
+                if lane.how.sink.is_some() {
+                    return lane.send_blocks(segment, &grown_leaf(base, segment, len as u32)?, &leaf);
+                }
                 let ranges = match old {
                     Some(old) => leaf_differences(&base.load_leaf(segment, old)?, &leaf),
                     None => vec![Range { start: 0, end: len as u32 }],
@@ -136,6 +146,19 @@ impl Planner {
         Progress::add(&lane.shared.run.progress.reused_bytes, same);
         Ok(())
     }
+}
+
+/// What a base holds of a segment of the volume, which has grown since perhaps: behind the base's end there are zeros.
+fn grown_leaf(base: &mut TreeReader, segment: SegmentNo, len: u32) -> Result<Leaf> {
+    let mut leaf = match segment.0 < base.shape().segments() {
+        true => base.leaf(segment)?,
+        false => Leaf::default(),
+    };
+    let missing = len.saturating_sub(leaf.segment_bytes());
+    if missing > 0 {
+        leaf.push(Piece { len: missing, chunk: None });
+    }
+    Ok(leaf)
 }
 
 impl Lane {
@@ -166,6 +189,32 @@ impl Lane {
         Ok(())
     }
 
+    /// Sends on a segment that is to become `new` where the sink holds `old`: the blocks of it that may differ.
+    fn send_blocks(&mut self, segment: SegmentNo, old: &Leaf, new: &Leaf) -> Result<()> {
+        let Some(sink) = &self.how.sink else { return Ok(()) };
+        let block_bytes = sink.block_bytes();
+        let first = segment.offset_bytes() / u64::from(block_bytes);
+        let plan = BlocksPlan::of(old, new, block_bytes, |block| sink.has(first + u64::from(block)));
+        let work: u64 = plan.blocks.iter().map(|block| u64::from(block.range.end - block.range.start)).sum();
+        let len = segment.len_in(self.shared.volume_bytes);
+        Shared::add(&self.shared.counters.resumed, plan.resumed_bytes);
+        Progress::add(&self.shared.run.progress.done_bytes, plan.resumed_bytes);
+        self.shared.left_alone(len as u64 - work - plan.resumed_bytes, self.how.base.is_some());
+        if !plan.blocks.is_empty() {
+            let BlocksPlan { blocks, chunks, zeros, old_chunks, .. } = plan;
+            self.hand_on(SegmentWork {
+                segment,
+                len,
+                chunks,
+                zeros,
+                old_chunks,
+                blocks,
+                ..Default::default()
+            });
+        }
+        Ok(())
+    }
+
     /// Sends on a segment of which `ranges` are to be brought to what `leaf` says.
     fn send(&mut self, segment: SegmentNo, leaf: Leaf, ranges: &[Range<u32>]) -> Result<()> {
         let len = segment.len_in(self.shared.volume_bytes);
@@ -180,14 +229,18 @@ impl Lane {
             zeros: needs.zeros,
             fresh: self.how.fresh,
             compare: self.how.compare.then_some(leaf),
-            deferred: 0,
+            ..Default::default()
         };
+        self.hand_on(work);
+        Ok(())
+    }
+
+    fn hand_on(&mut self, work: SegmentWork) {
         let (answer, promise) = bounded(1);
         // The promise first: its channel is the one that is bounded.
         if self.output.answers.send(promise).is_ok() {
             let _ = self.output.jobs.send(Job { work, answer });
         }
-        Ok(())
     }
 }
 

@@ -20,8 +20,14 @@ pub fn restore(
     options: &RestoreOptions,
 ) -> Result<()> {
     let (sender, receiver) = crossbeam::channel::unbounded();
-    let how =
-        plan::How { base: None, compare: false, fresh: true, done: HashSet::new(), every_segment: true };
+    let how = plan::How {
+        base: None,
+        compare: false,
+        fresh: true,
+        done: HashSet::new(),
+        every_segment: true,
+        sink: None,
+    };
     let threads = start_stages(repo, shared, volume, how, decode::Output::Stream(sender), options, 1)?;
     let mut early = BTreeMap::new();
     let mut next = SegmentNo(0);

@@ -46,6 +46,7 @@ pub(super) fn open(path: &Path, name: String, options: TargetOptions) -> Result<
         return Err(refused(&name, why));
     }
     if !options.accepts_contents()
+        && !options.zero
         && let Some(at) = first_data(&file, &name, device_bytes)?
     {
         let why = format!(
@@ -55,7 +56,7 @@ pub(super) fn open(path: &Path, name: String, options: TargetOptions) -> Result<
         return Err(refused(&name, why));
     }
     let file = OpenFile { file, name, size_bytes: options.size_bytes, direct: true };
-    Ok(Target::new(file, path, TargetKind::Device, options, false))
+    Ok(Target::new(file, path, TargetKind::Device, options, options.zero))
 }
 
 /// A byte position that is not zero, if one of the places looked at has one. A device that was used and then wiped

@@ -3,6 +3,7 @@
 
 mod device;
 mod file;
+mod sink;
 mod zero;
 
 use std::fs::{self, File};
@@ -19,6 +20,8 @@ use crate::error::{Error, Result};
 use crate::io::file::OpenFile;
 use crate::limits::{IO_ALIGN, VOLUME_BYTES_MAX};
 
+pub use sink::{BlockSink, checked_block_bytes};
+
 /// What is to be written, and over what.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TargetOptions {
@@ -31,6 +34,8 @@ pub struct TargetOptions {
     /// What is there is an older or equal state of the volume (`--base`, `--compare`): it must exist, and is kept
     /// where it is not written.
     pub must_hold_data: bool,
+    /// It is a device that is known to read as zeros, so it is not looked at, and zeros need not be written.
+    pub zero: bool,
 }
 
 impl TargetOptions {
