@@ -8,8 +8,9 @@ class Last(Case):
         wanted = """AttachVolume DetachVolume CreateVolume DeleteVolume DescribeVolumes DescribeVolumeStatus ModifyVolume DescribeVolumesModifications CreateSnapshot
             CreateSnapshots DeleteSnapshot DescribeSnapshots CopySnapshot ModifySnapshotAttribute CreateImage RegisterImage DeregisterImage DescribeImages
             DescribeImageAttribute RunInstances DescribeInstances DescribeInstanceStatus DescribeInstanceAttribute ModifyInstanceAttribute StartInstances
-            StopInstances TerminateInstances GetConsoleOutput DescribeInstanceTypes CreateTags DeleteTags DescribeTags DescribeAvailabilityZones DescribeRegions
-            DescribeVpcs DescribeSubnets DescribeSecurityGroups CreateSecurityGroup DeleteSecurityGroup DescribeKeyPairs DescribeAccountAttributes
+            StopInstances TerminateInstances RebootInstances GetConsoleOutput GetInstanceUefiData DescribeInstanceTypes DescribeInstanceTypeOfferings CreateTags DeleteTags DescribeTags DescribeAvailabilityZones DescribeRegions
+            DescribeVpcs DescribeSubnets DescribeSecurityGroups CreateSecurityGroup DeleteSecurityGroup
+            AuthorizeSecurityGroupIngress AuthorizeSecurityGroupEgress RevokeSecurityGroupIngress RevokeSecurityGroupEgress DescribeKeyPairs DescribeAccountAttributes
             GetEbsEncryptionByDefault GetEbsDefaultKmsKeyId ListSnapshotBlocks ListChangedBlocks GetSnapshotBlock PutSnapshotBlock StartSnapshot
             CompleteSnapshot GetCallerIdentity AssumeRole"""
         self.assertEqual(set(wanted.split()) - checked, set())

@@ -11,7 +11,7 @@ use crate::access::{Key, Role};
 use crate::core::Core;
 use crate::faults::Rule;
 use crate::http::{Answer, Request};
-use crate::scenario::{InstanceSpec, VolumeSpec};
+use crate::scenario::{InstanceSpec, MissingType, VolumeSpec};
 
 fn ok(value: &Value) -> Answer {
     Answer::new(200, "application/json", value.to_string())
@@ -94,6 +94,20 @@ fn answer(core: &Core, request: &Request) -> io::Result<Answer> {
         }
         ("PUT", ["instances", id, "console"]) => {
             core.set_console(id, &String::from_utf8_lossy(&request.body))?;
+            ok(&Value::Null)
+        }
+        ("PUT", ["instances", id, "impaired"]) => {
+            core.set_impaired(id, body(request)?)?;
+            ok(&Value::Null)
+        }
+        ("PUT", ["impair-new"]) => {
+            core.impair_new(body(request)?);
+            ok(&Value::Null)
+        }
+        ("PUT", ["missing-types"]) => {
+            for missing in body::<Vec<MissingType>>(request)? {
+                core.withhold_type(&missing.instance_type, &missing.zone);
+            }
             ok(&Value::Null)
         }
         ("POST", ["volumes"]) => ok(&json!({"volume": core.add_volume(&body::<VolumeSpec>(request)?)?})),

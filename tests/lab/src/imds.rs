@@ -1,6 +1,6 @@
 //! Instance metadata, version 2, of the proxy.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::access::PROXY_ROLE;
 use crate::clock::iso;
@@ -65,13 +65,14 @@ fn document(core: &Core, path: &str) -> Option<Answer> {
             text(role.to_owned())
         }
         "/dynamic/instance-identity/document" => {
+            let some = |codes: &Vec<String>| if codes.is_empty() { Value::Null } else { json!(codes) };
             let document = json!({
                 "accountId": core.options.account, "architecture": proxy.architecture,
                 "availabilityZone": proxy.zone, "imageId": proxy.image_id, "instanceId": proxy.id,
                 "instanceType": proxy.instance_type, "pendingTime": iso(proxy.launch_ms),
                 "privateIp": proxy.network.private_ip, "region": region, "version": "2017-09-30",
-                "billingProducts": null, "devpayProductCodes": null, "kernelId": null,
-                "marketplaceProductCodes": null, "ramdiskId": null,
+                "billingProducts": some(&proxy.billing_products), "devpayProductCodes": null, "kernelId": null,
+                "marketplaceProductCodes": some(&proxy.product_codes), "ramdiskId": null,
             });
             text(document.to_string())
         }

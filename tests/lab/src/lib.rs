@@ -35,5 +35,5 @@ pub use calls::{CallRecord, Count};
 pub use faults::{Fault, Rule};
 pub use lab::Lab;
 pub use options::{Bucket, Devices, Limits, Options, Quotas, Timing};
-pub use scenario::{InstanceSpec, Scenario, SubnetSpec, VolumeSpec};
+pub use scenario::{InstanceSpec, MissingType, Scenario, SubnetSpec, VolumeSpec};
 pub use setup::Placed;

@@ -158,6 +158,8 @@ pub struct Limits {
     pub pending_snapshots: usize,
     /// Least milliseconds between two snapshots of a volume.
     pub snapshot_interval_ms: i64,
+    /// Rules of a security group, for what comes in and for what goes out each.
+    pub group_rules: usize,
     /// Tags of a resource.
     pub tags: usize,
     /// An answer with pages is empty every so many pages, and goes on in the next.
@@ -175,6 +177,7 @@ impl Default for Limits {
             pending_per_volume: 5,
             pending_snapshots: 100,
             snapshot_interval_ms: 0,
+            group_rules: 60,
             tags: 50,
             empty_page_every: 0,
             signature_ms: 0,

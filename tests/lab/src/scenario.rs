@@ -15,6 +15,8 @@ pub struct Scenario {
     pub security_groups: std::collections::BTreeMap<String, String>,
     /// Further subnets of the default VPC.
     pub subnets: Vec<SubnetSpec>,
+    /// Instance types that some zones do not have.
+    pub missing_types: Vec<MissingType>,
     /// Names of key pairs.
     pub key_pairs: Vec<String>,
     /// Names of instance profiles.
@@ -33,6 +35,16 @@ pub struct Scenario {
     pub volumes: Vec<VolumeSpec>,
 }
 
+/// An instance type that a zone does not have.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MissingType {
+    /// `m5.large`.
+    pub instance_type: String,
+    /// Letter of the zone.
+    pub zone: String,
+}
+
 /// A subnet of the scenario.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -41,6 +53,8 @@ pub struct SubnetSpec {
     pub zone: String,
     /// Its addresses: `172.31.64.0/24`.
     pub cidr: String,
+    /// Whether it stands in a VPC of its own, which is not the default one.
+    pub own_vpc: bool,
     /// Its tags.
     pub tags: Tags,
 }
@@ -63,6 +77,8 @@ pub struct InstanceSpec {
     pub boot_mode: Option<String>,
     /// `v2.0`.
     pub tpm: Option<String>,
+    /// UEFI variables, base64.
+    pub uefi_data: Option<String>,
     /// Further addresses of its network interface.
     pub secondary_ips: Vec<String>,
     /// `/dev/xvda`.
@@ -97,6 +113,7 @@ impl Default for InstanceSpec {
             platform: None,
             boot_mode: None,
             tpm: None,
+            uefi_data: None,
             secondary_ips: Vec::new(),
             root_device: "/dev/xvda".into(),
             running: true,

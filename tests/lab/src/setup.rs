@@ -16,7 +16,7 @@ use crate::ec2::types;
 use crate::scenario::{InstanceSpec, Scenario, VolumeSpec};
 use crate::state::{
     Attachment, Image, ImageMapping, Instance, InstanceNetwork, KeyPair, Lifecycle, Region, RunState,
-    SecurityGroup, Subnet, Tags, Volume, usual_options,
+    SecurityGroup, Subnet, Tags, Volume, Vpc, usual_options,
 };
 
 /// An instance that was put into the account.
@@ -41,15 +41,16 @@ impl Core {
             region.encryption_by_default = scenario.encryption_by_default;
             region.denied_kms_keys.clone_from(&scenario.denied_kms_keys);
             region.profiles.extend(scenario.instance_profiles.iter().cloned());
-            let vpc = region.vpcs.keys().next().cloned().unwrap_or_default();
+            let vpc = region.default_vpc();
             for (name, description) in &scenario.security_groups {
                 let group = SecurityGroup::new(&mut region.ids, name, description, &vpc);
                 region.groups.insert(group.id.clone(), group);
             }
             for spec in &scenario.subnets {
+                let vpc_id = if spec.own_vpc { add_vpc(region, &spec.cidr) } else { vpc.clone() };
                 let subnet = Subnet {
                     id: region.ids.id("subnet"),
-                    vpc_id: vpc.clone(),
+                    vpc_id,
                     zone: format!("{}{}", region.name, spec.zone),
                     cidr: spec.cidr.clone(),
                     default_for_zone: false,
@@ -59,6 +60,10 @@ impl Core {
             }
             scenario.key_pairs.iter().for_each(|name| add_key_pair(region, name));
         });
+        scenario
+            .missing_types
+            .iter()
+            .for_each(|missing| self.withhold_type(&missing.instance_type, &missing.zone));
         if !scenario.instances.iter().any(|i| i.proxy) {
             let root = VolumeSpec { size_gib: Some(8), ..VolumeSpec::default() };
             let proxy = InstanceSpec {
@@ -182,6 +187,16 @@ fn finish(region: &mut Region, volume: &mut Volume) {
     }
 }
 
+/// A VPC beside the default one, with its default group; its id.
+fn add_vpc(region: &mut Region, cidr: &str) -> String {
+    let vpc = Vpc { id: region.ids.id("vpc"), cidr: cidr.to_owned(), default: false, tags: Tags::new() };
+    let group = SecurityGroup::default_one(&mut region.ids, &vpc.id);
+    region.groups.insert(group.id.clone(), group);
+    let id = vpc.id.clone();
+    region.vpcs.insert(id.clone(), vpc);
+    id
+}
+
 fn add_key_pair(region: &mut Region, name: &str) {
     if !region.keys.contains_key(name) {
         let key = KeyPair { id: region.ids.id("key"), name: name.to_owned(), tags: Tags::new() };
@@ -206,7 +221,8 @@ fn instance(
     };
     let mut groups = Vec::new();
     for name in names {
-        let found = region.groups.values().find(|g| g.name == name).map(|g| g.id.clone());
+        let found = region.groups.values().find(|g| g.name == name && g.vpc_id == subnet.vpc_id);
+        let found = found.map(|g| g.id.clone());
         groups.push(found.ok_or_else(|| invalid(format!("there is no security group {name}")))?);
     }
     spec.key_name.iter().for_each(|name| add_key_pair(region, name));
@@ -222,6 +238,7 @@ fn instance(
     let image_id = region.ids.id("ami");
     let details = if windows { "Windows" } else { "Linux/UNIX" };
     let operation = if windows { "RunInstances:0002" } else { "RunInstances" };
+    let billing_products: Vec<String> = windows.then(|| "bp-6ba54002".to_owned()).into_iter().collect();
     let instance = Instance {
         id: id.to_owned(),
         reservation_id: region.ids.id("r"),
@@ -250,8 +267,10 @@ fn instance(
         platform_details: details.into(),
         usage_operation: operation.into(),
         product_codes: spec.product_codes.clone(),
+        billing_products: billing_products.clone(),
         boot_mode: spec.boot_mode.clone(),
         tpm: spec.tpm.clone(),
+        uefi_data: spec.uefi_data.clone(),
         ena: true,
         sriov: None,
         ebs_optimized: true,
@@ -275,6 +294,8 @@ fn instance(
             .collect(),
         proxy: spec.proxy,
         console: String::new(),
+        impaired: false,
+        reboot_ms: None,
         launch_ms: now,
         visible_ms: now,
     };
@@ -298,6 +319,7 @@ fn instance(
         platform_details: details.into(),
         usage_operation: operation.into(),
         product_codes: spec.product_codes.clone(),
+        billing_products,
         kernel: None,
         ramdisk: None,
         mappings: vec![root],

@@ -164,6 +164,27 @@ impl Core {
         })
     }
 
+    /// Whether an instance fails its status check: `DescribeInstanceStatus` says `impaired`.
+    pub fn set_impaired(&self, instance: &str, impaired: bool) -> io::Result<()> {
+        self.with(&self.options.region, |region| {
+            let found = region.instances.get_mut(instance).ok_or_else(|| missing(instance))?;
+            found.impaired = impaired;
+            Ok(())
+        })
+    }
+
+    /// Whether instances that are launched from now on fail their status check.
+    pub fn impair_new(&self, impaired: bool) {
+        self.with(&self.options.region, |region| region.impair_new = impaired);
+    }
+
+    /// From now on a zone, by its letter, does not have an instance type.
+    pub fn withhold_type(&self, instance_type: &str, zone: &str) {
+        self.with(&self.options.region, |region| {
+            region.missing_types.insert((format!("{}{zone}", region.name), instance_type.to_owned()));
+        });
+    }
+
     /// KMS keys, by id or ARN, that nobody may use from now on.
     pub fn deny_kms_keys(&self, keys: &[&str]) {
         self.with(&self.options.region, |region| {

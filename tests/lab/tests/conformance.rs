@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use penstock_lab::{Lab, Options, Quotas};
+use penstock_lab::{Lab, Options, Quotas, Scenario, SubnetSpec};
 
 fn python() -> PathBuf {
     let dir = std::env::var_os("PENSTOCK_TEST_SERVERS").map_or_else(
@@ -23,7 +23,10 @@ fn python() -> PathBuf {
 
 #[test]
 fn boto3_and_the_command_line_agree() {
-    let lab = Lab::start(Options { quotas: Quotas::off(), ..Options::default() }).unwrap();
+    let apart =
+        SubnetSpec { zone: "a".into(), cidr: "10.9.0.0/24".into(), own_vpc: true, ..SubnetSpec::default() };
+    let scenario = Scenario { subnets: vec![apart], ..Scenario::default() };
+    let lab = Lab::start(Options { quotas: Quotas::off(), scenario, ..Options::default() }).unwrap();
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance");
     let done = Command::new(python())
         .args(["-B", "-W", "ignore::ResourceWarning", "-m", "unittest", "discover", "-s"])

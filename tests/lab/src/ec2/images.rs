@@ -118,12 +118,13 @@ pub(super) fn create(call: &Call<'_>) -> ApiResult<Value> {
             sriov: instance.sriov,
             boot_mode: instance.boot_mode,
             tpm: instance.tpm,
-            uefi_data: None,
+            uefi_data: instance.uefi_data,
             imds: None,
             platform: instance.platform,
             platform_details: instance.platform_details,
             usage_operation: instance.usage_operation,
             product_codes: instance.product_codes,
+            billing_products: instance.billing_products,
             kernel: None,
             ramdisk: None,
             mappings: of_image,
@@ -140,6 +141,20 @@ pub(super) fn create(call: &Call<'_>) -> ApiResult<Value> {
     })?;
     snapshots::take(call, &taken)?;
     Ok(json!({"imageId": image_id}))
+}
+
+const BOOT_MODES: [&str; 3] = ["legacy-bios", "uefi", "uefi-preferred"];
+
+/// Platform, its details and the usage operation that follow from billing products.
+fn billed(codes: &[String]) -> (Option<&'static str>, &'static str, &'static str) {
+    let has = |wanted: &[&str]| codes.iter().any(|code| wanted.contains(&code.as_str()));
+    if has(&["bp-6ba54002"]) {
+        (Some("windows"), "Windows", "RunInstances:0002")
+    } else if has(&["bp-6fa54006", "bp-63a5400a"]) {
+        (None, "Red Hat Enterprise Linux", "RunInstances:0010")
+    } else {
+        (None, "Linux/UNIX", "RunInstances")
+    }
 }
 
 pub(super) fn register(call: &Call<'_>) -> ApiResult<Value> {
@@ -160,6 +175,12 @@ pub(super) fn register(call: &Call<'_>) -> ApiResult<Value> {
         )));
     }
     let (uefi_data, imds) = (params.text("UefiData"), params.text("ImdsSupport"));
+    if let Some(mode) = boot_mode.as_ref().filter(|m| !BOOT_MODES.contains(&m.as_str())) {
+        return Err(ApiError::value(format!("Value ({mode}) for parameter bootMode is invalid.")));
+    }
+    if uefi_data.is_some() && !boot_mode.as_ref().is_some_and(|mode| mode.starts_with("uefi")) {
+        return Err(ApiError::combination("UefiData requires the boot mode uefi or uefi-preferred"));
+    }
     let (ena, sriov) = (params.flag("EnaSupport")?.unwrap_or(false), params.text("SriovNetSupport"));
     let codes = params.list("BillingProduct");
     let (kernel, ramdisk) = (params.text("KernelId"), params.text("RamdiskId"));
@@ -200,7 +221,7 @@ pub(super) fn register(call: &Call<'_>) -> ApiResult<Value> {
             mapping.encrypted = Some(snapshot.encrypted);
         }
         call.allow(&targets)?;
-        let windows = codes.iter().any(|c| c == "bp-6ba54002");
+        let (platform, details, operation) = billed(&codes);
         let image = Image {
             id: region.ids.id("ami"),
             name: name.to_owned(),
@@ -214,10 +235,11 @@ pub(super) fn register(call: &Call<'_>) -> ApiResult<Value> {
             tpm,
             uefi_data,
             imds,
-            platform: windows.then(|| "windows".into()),
-            platform_details: if windows { "Windows" } else { "Linux/UNIX" }.into(),
-            usage_operation: if windows { "RunInstances:0002" } else { "RunInstances" }.into(),
+            platform: platform.map(str::to_owned),
+            platform_details: details.into(),
+            usage_operation: operation.into(),
             product_codes: Vec::new(),
+            billing_products: codes,
             kernel,
             ramdisk,
             mappings: of_image,

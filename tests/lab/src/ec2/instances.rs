@@ -95,22 +95,22 @@ pub(super) fn status(call: &Call<'_>) -> ApiResult<Value> {
             page::page(call.params, found, |i| &i.id, (5, 1000), call.settings.limits.empty_page_every)?;
         let status = |i: &&Instance| {
             let running = i.lifecycle.state(call.now).1 == "running";
-            let checked = call.now >= i.lifecycle.at_ms + call.settings.timing.checks_ms;
-            let word = match (running, checked) {
-                (false, _) => "not-applicable",
-                (true, false) => "initializing",
-                (true, true) => "ok",
+            let from_ms = i.reboot_ms.map_or(i.lifecycle.at_ms, |at_ms| at_ms.max(i.lifecycle.at_ms));
+            let checked_ms = from_ms + call.settings.timing.checks_ms;
+            let check = |impaired: bool| {
+                let (word, passed) = match (running, call.now >= checked_ms) {
+                    (false, _) => return json!({"status": "not-applicable"}),
+                    (true, false) => ("initializing", "initializing"),
+                    (true, true) if impaired => ("impaired", "failed"),
+                    (true, true) => ("ok", "passed"),
+                };
+                let since = (word == "impaired").then(|| iso(checked_ms));
+                json!({"status": word, "details": [{"name": "reachability", "status": passed, "impairedSince": since}]})
             };
-            let details = match word {
-                "ok" => json!([{"name": "reachability", "status": "passed"}]),
-                "initializing" => json!([{"name": "reachability", "status": "initializing"}]),
-                _ => Value::Null,
-            };
-            let check = json!({"status": word, "details": details});
             json!({
                 "instanceId": i.id, "availabilityZone": i.zone, "availabilityZoneId": region.zone_id(&i.zone),
-                "instanceState": i.lifecycle.xml(call.now), "instanceStatus": check, "systemStatus": check,
-                "attachedEbsStatus": check,
+                "instanceState": i.lifecycle.xml(call.now), "instanceStatus": check(i.impaired),
+                "systemStatus": check(false), "attachedEbsStatus": check(false),
             })
         };
         let set: Vec<Value> = page.items.iter().map(status).collect();
@@ -294,6 +294,44 @@ pub(super) fn terminate(call: &Call<'_>) -> ApiResult<Value> {
             instance.id
         );
         instance.disable_termination.then(|| ApiError::client("OperationNotPermitted", message))
+    })
+}
+
+/// The machine stays `running`; its status checks begin anew.
+pub(super) fn reboot(call: &Call<'_>) -> ApiResult<Value> {
+    let ids = call.params.list("InstanceId");
+    if ids.is_empty() {
+        return Err(ApiError::missing("InstanceId"));
+    }
+    call.with(|region| {
+        let mut targets = Vec::new();
+        for id in &ids {
+            targets.push(Target::of("instance", id, &region.instance(id, call.now)?.tags));
+        }
+        call.allow(&targets)?;
+        for id in &ids {
+            let state = region.instance(id, call.now)?.lifecycle.state(call.now).1;
+            if !matches!(state, "running" | "shutting-down" | "terminated") {
+                let message = format!("The instance '{id}' is not in the 'running' state: {state}");
+                return Err(ApiError::client("IncorrectInstanceState", message));
+            }
+        }
+        for id in &ids {
+            if let Some(instance) = region.instances.get_mut(id) {
+                instance.reboot_ms = Some(call.now);
+            }
+        }
+        Ok(json!({"return": true}))
+    })
+}
+
+/// Machines that boot by BIOS have no variables.
+pub(super) fn uefi_data(call: &Call<'_>) -> ApiResult<Value> {
+    let id = call.params.required("InstanceId")?;
+    call.with(|region| {
+        let instance = region.instance(id, call.now)?;
+        call.allow(&[Target::of("instance", id, &instance.tags)])?;
+        Ok(json!({"instanceId": id, "uefiData": instance.uefi_data}))
     })
 }
 

@@ -32,6 +32,11 @@ pub(super) fn run(call: &Call<'_>) -> ApiResult<Value> {
             Target::new("volume"),
             Target::new("network-interface"),
         ];
+        if let Some(key) = plan.key_name.as_ref().and_then(|name| region.keys.get(name)) {
+            targets.push(Target::of("key-pair", &key.name, &key.tags));
+        }
+        let snapshots = plan.named_snapshots.iter().filter_map(|id| region.snapshots.get(id));
+        targets.extend(snapshots.map(|s| Target::of("snapshot", &s.id, &s.tags)));
         let groups = plan.network.groups.iter().filter_map(|id| region.groups.get(id));
         targets.extend(groups.map(|g| Target::of("security-group", &g.id, &g.tags)));
         call.allow(&targets)?;
@@ -65,6 +70,8 @@ struct Launch {
     fixed_ip: bool,
     instance_type: String,
     mappings: Vec<ImageMapping>,
+    /// Snapshots that the call names itself, beside those of the image.
+    named_snapshots: Vec<String>,
     instance: Value,
     tags: Tags,
     volume_tags: Tags,
@@ -109,16 +116,19 @@ impl Launch {
             return Err(ApiError::not_found("InvalidKeyPair.NotFound", "key pair", key));
         }
         let (network, zone, fixed_ip) = network(call, region)?;
+        types::check_offered(region, &zone, &instance_type)?;
         let profile = profile(call, region)?;
         for ignored in ["EbsOptimized", "AdditionalInfo"] {
             params.get(ignored);
         }
+        let overrides = images::mappings(params)?;
         Ok(Self {
             network,
             zone,
             fixed_ip,
-            mappings: merged(image, images::mappings(params)?),
-            instance: options(call)?,
+            named_snapshots: overrides.iter().filter_map(|m| m.snapshot_id.clone()).collect(),
+            mappings: merged(image, overrides),
+            instance: options(call, image)?,
             tags: call.tags_for("instance")?,
             volume_tags: call.tags_for("volume")?,
             profile,
@@ -209,8 +219,10 @@ impl Launch {
             platform_details: image.platform_details.clone(),
             usage_operation: image.usage_operation.clone(),
             product_codes: image.product_codes.clone(),
+            billing_products: image.billing_products.clone(),
             boot_mode: image.boot_mode.clone(),
             tpm: image.tpm.clone(),
+            uefi_data: image.uefi_data.clone(),
             ena: image.ena,
             sriov: image.sriov.clone(),
             ebs_optimized: flag("ebs_optimized"),
@@ -226,6 +238,8 @@ impl Launch {
             instance_store,
             proxy: false,
             console: String::new(),
+            impaired: region.impair_new,
+            reboot_ms: None,
             launch_ms: call.now,
             visible_ms: call.visible_ms(),
         };
@@ -235,8 +249,10 @@ impl Launch {
 }
 
 /// What is only carried along.
-fn options(call: &Call<'_>) -> ApiResult<Value> {
+fn options(call: &Call<'_>, image: &Image) -> ApiResult<Value> {
     let params = call.params;
+    // an image may ask for tokens, which containers get at, too
+    let (tokens, hops) = if image.imds.is_some() { ("required", 2) } else { ("optional", 1) };
     let mut carried = usual_options();
     let dns = "privateDnsNameOptions";
     for (parameter, option, name) in [
@@ -269,8 +285,8 @@ fn options(call: &Call<'_>) -> ApiResult<Value> {
         "carried": carried,
         "metadata": {
             "state": "applied",
-            "httpTokens": metadata("HttpTokens", "optional"),
-            "httpPutResponseHopLimit": params.number::<u32>("MetadataOptions.HttpPutResponseHopLimit")?.unwrap_or(1),
+            "httpTokens": metadata("HttpTokens", tokens),
+            "httpPutResponseHopLimit": params.number::<u32>("MetadataOptions.HttpPutResponseHopLimit")?.unwrap_or(hops),
             "httpEndpoint": metadata("HttpEndpoint", "enabled"),
             "httpProtocolIpv6": metadata("HttpProtocolIpv6", "disabled"),
             "instanceMetadataTags": metadata("InstanceMetadataTags", "disabled"),

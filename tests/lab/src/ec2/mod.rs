@@ -2,6 +2,7 @@
 
 mod attach;
 mod call;
+mod groups;
 mod images;
 mod instances;
 mod launch;
@@ -78,8 +79,11 @@ fn dispatch(call: &Call<'_>) -> ApiResult<Value> {
         "StartInstances" => instances::start(call),
         "StopInstances" => instances::stop(call),
         "TerminateInstances" => instances::terminate(call),
+        "RebootInstances" => instances::reboot(call),
         "GetConsoleOutput" => instances::console(call),
+        "GetInstanceUefiData" => instances::uefi_data(call),
         "DescribeInstanceTypes" => types::describe(call),
+        "DescribeInstanceTypeOfferings" => types::offerings(call),
         "CreateTags" => tags::create(call),
         "DeleteTags" => tags::delete(call),
         "DescribeTags" => tags::describe(call),
@@ -90,6 +94,10 @@ fn dispatch(call: &Call<'_>) -> ApiResult<Value> {
         "DescribeSecurityGroups" => network::groups(call),
         "CreateSecurityGroup" => network::create_group(call),
         "DeleteSecurityGroup" => network::delete_group(call),
+        "AuthorizeSecurityGroupIngress" => groups::authorize_ingress(call),
+        "AuthorizeSecurityGroupEgress" => groups::authorize_egress(call),
+        "RevokeSecurityGroupIngress" => groups::revoke_ingress(call),
+        "RevokeSecurityGroupEgress" => groups::revoke_egress(call),
         "DescribeKeyPairs" => network::keys(call),
         "DescribeAccountAttributes" => network::account(call),
         "GetEbsEncryptionByDefault" => volumes::encryption(call),

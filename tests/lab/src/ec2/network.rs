@@ -146,7 +146,9 @@ pub(super) fn groups(call: &Call<'_>) -> ApiResult<Value> {
     call.allow(&[])?;
     let names = call.params.list("GroupName");
     call.with(|region| {
-        let named = |g: &&SecurityGroup| names.is_empty() || names.contains(&g.name);
+        // names go for the default VPC
+        let vpc = region.default_vpc();
+        let named = |g: &&SecurityGroup| names.is_empty() || (names.contains(&g.name) && g.vpc_id == vpc);
         let all: Vec<SecurityGroup> = region.groups.values().filter(named).cloned().collect();
         if let Some(name) = names.iter().find(|n| !all.iter().any(|g| g.name == **n)) {
             return Err(ApiError::not_found("InvalidGroup.NotFound", "security group", name));
@@ -154,7 +156,7 @@ pub(super) fn groups(call: &Call<'_>) -> ApiResult<Value> {
         let known = ["group-id", "group-name", "description", "vpc-id"];
         let ids = ("GroupId", "InvalidGroup.NotFound", "security group");
         let (found, next) = list(call, all, ids, (|g| &g.id, |g| &g.tags), &known, |g, name| g.field(name))?;
-        let set: Vec<Value> = found.iter().map(|g| g.xml(&region.account, &region.name)).collect();
+        let set: Vec<Value> = found.iter().map(|g| g.xml(region)).collect();
         Ok(json!({"securityGroupInfo": set, "nextToken": next}))
     })
 }
@@ -164,8 +166,7 @@ pub(super) fn create_group(call: &Call<'_>) -> ApiResult<Value> {
     let description = call.params.required("GroupDescription")?;
     let tags = call.tags_for("security-group")?;
     call.with(|region| {
-        let default = region.vpcs.keys().next().cloned().unwrap_or_default();
-        let vpc_id = call.params.text("VpcId").unwrap_or(default);
+        let vpc_id = call.params.text("VpcId").unwrap_or_else(|| region.default_vpc());
         let Some(vpc) = region.vpcs.get(&vpc_id) else {
             return Err(ApiError::not_found("InvalidVpcID.NotFound", "vpc ID", &vpc_id));
         };
@@ -187,9 +188,10 @@ pub(super) fn delete_group(call: &Call<'_>) -> ApiResult<Value> {
     let id = call.params.get("GroupId");
     let name = call.params.get("GroupName");
     call.with(|region| {
+        let vpc = region.default_vpc();
         let found = match (id, name) {
             (Some(id), _) => region.groups.get(id),
-            (None, Some(name)) => region.groups.values().find(|g| g.name == name),
+            (None, Some(name)) => region.groups.values().find(|g| g.name == name && g.vpc_id == vpc),
             (None, None) => return Err(ApiError::missing("GroupId")),
         };
         let what = id.or(name).unwrap_or_default();
@@ -206,7 +208,8 @@ pub(super) fn delete_group(call: &Call<'_>) -> ApiResult<Value> {
         let used = |i: &crate::state::Instance| {
             i.network.groups.contains(&group.id) && i.lifecycle.state(call.now).1 != "terminated"
         };
-        if region.instances.values().any(used) {
+        let named = region.groups.values().any(|g| g.id != group.id && g.refers_to(&group.id));
+        if named || region.instances.values().any(used) {
             let message = format!("resource {} has a dependent object", group.id);
             return Err(ApiError::client("DependencyViolation", message));
         }
@@ -232,7 +235,7 @@ pub(super) fn account(call: &Call<'_>) -> ApiResult<Value> {
     call.allow(&[])?;
     let wanted = call.params.list("AttributeName");
     call.with(|region| {
-        let vpc = region.vpcs.keys().next().cloned().unwrap_or_default();
+        let vpc = region.default_vpc();
         let all = [("supported-platforms", "VPC".to_owned()), ("default-vpc", vpc), ("max-instances", "20".into())];
         let named = all.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| w == name));
         let attribute = |(name, value): &(&str, String)| {

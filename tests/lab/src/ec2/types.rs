@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::Call;
 use crate::api::{ApiError, ApiResult, Filters, page};
+use crate::state::{Region, Tags};
 
 /// What a type is: name, architecture, vCPUs, memory in MiB, EBS baseline and maximum in Mbit/s, GB of each disk of its own, and their number.
 type Row = (&'static str, &'static str, u32, u32, u32, u32, u32, u32);
@@ -143,7 +144,7 @@ pub(super) fn describe(call: &Call<'_>) -> ApiResult<Value> {
             _ => None,
         };
         let named = wanted.is_empty() || wanted.iter().any(|w| w == row.0);
-        if named && filters.pass(&crate::state::Tags::new(), field)? {
+        if named && filters.pass(&Tags::new(), field)? {
             found.push(row);
         }
     }
@@ -151,4 +152,57 @@ pub(super) fn describe(call: &Call<'_>) -> ApiResult<Value> {
     let page = page::page(call.params, found, |row| row.0, (5, 100), call.settings.limits.empty_page_every)?;
     let set: Vec<Value> = page.items.into_iter().map(xml).collect();
     Ok(json!({"instanceTypeSet": set, "nextToken": page.next}))
+}
+
+/// Refuses a type that is not to be had in a zone.
+pub fn check_offered(region: &Region, zone: &str, name: &str) -> ApiResult<()> {
+    let offered = |zone: &str| !region.missing_types.contains(&(zone.to_owned(), name.to_owned()));
+    if offered(zone) {
+        return Ok(());
+    }
+    let others: Vec<&str> = region.zones.iter().map(|z| z.name.as_str()).filter(|z| offered(z)).collect();
+    let message = format!(
+        "Your requested instance type ({name}) is not supported in your requested Availability Zone ({zone}). Please retry your request by not specifying an Availability Zone or choosing {}.",
+        others.join(", ")
+    );
+    Err(ApiError::client("Unsupported", message))
+}
+
+/// Types by place: the region, its zones by name or by id.
+pub(super) fn offerings(call: &Call<'_>) -> ApiResult<Value> {
+    call.allow(&[])?;
+    let filters = Filters::of(call.params)?;
+    filters.check(&["instance-type", "location"])?;
+    let kind = call.params.get("LocationType").unwrap_or("region");
+    call.with(|region| {
+        // what a place is called, and the zones in it
+        let zones = || region.zones.iter();
+        let places: Vec<(String, Vec<&str>)> = match kind {
+            "region" => vec![(region.name.clone(), zones().map(|z| z.name.as_str()).collect())],
+            "availability-zone" => zones().map(|z| (z.name.clone(), vec![z.name.as_str()])).collect(),
+            "availability-zone-id" => zones().map(|z| (z.id.clone(), vec![z.name.as_str()])).collect(),
+            "outpost" => Vec::new(),
+            other => {
+                return Err(ApiError::value(format!("Value ({other}) for parameter locationType is invalid.")));
+            }
+        };
+        let mut found = Vec::new();
+        for (row, (place, zones)) in TYPES.iter().flat_map(|row| places.iter().map(move |place| (row, place))) {
+            let field = |name: &str| match name {
+                "instance-type" => Some(vec![row.0.to_owned()]),
+                "location" => Some(vec![place.clone()]),
+                _ => None,
+            };
+            let offered = zones.iter().any(|zone| check_offered(region, zone, row.0).is_ok());
+            if offered && filters.pass(&Tags::new(), field)? {
+                found.push((format!("{} {place}", row.0), row.0, place));
+            }
+        }
+        found.sort();
+        let every = call.settings.limits.empty_page_every;
+        let page = page::page(call.params, found, |offer| &offer.0, (5, 1000), every)?;
+        let offer = |(_, name, place): (String, &str, &String)| json!({"instanceType": name, "locationType": kind, "location": place});
+        let set: Vec<Value> = page.items.into_iter().map(offer).collect();
+        Ok(json!({"instanceTypeOfferingSet": set, "nextToken": page.next}))
+    })
 }

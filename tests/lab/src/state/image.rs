@@ -39,8 +39,10 @@ pub struct Image {
     pub platform_details: String,
     /// `RunInstances`.
     pub usage_operation: String,
-    /// Product and billing codes.
+    /// Product codes.
     pub product_codes: Vec<String>,
+    /// Codes of what AWS bills for the system itself: `bp-…`.
+    pub billing_products: Vec<String>,
     /// Kernel of paravirtual images.
     pub kernel: Option<String>,
     /// RAM disk of paravirtual images.

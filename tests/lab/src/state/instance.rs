@@ -101,10 +101,14 @@ pub struct Instance {
     pub usage_operation: String,
     /// Product codes.
     pub product_codes: Vec<String>,
+    /// Codes of what AWS bills for the system itself: `bp-…`.
+    pub billing_products: Vec<String>,
     /// `legacy-bios`, `uefi`, …
     pub boot_mode: Option<String>,
     /// `v2.0`.
     pub tpm: Option<String>,
+    /// UEFI variables, base64.
+    pub uefi_data: Option<String>,
     /// Enhanced networking.
     pub ena: bool,
     /// `simple`.
@@ -136,6 +140,12 @@ pub struct Instance {
     /// What its console says.
     #[serde(skip)]
     pub console: String,
+    /// Whether it does not answer the status check.
+    #[serde(skip)]
+    pub impaired: bool,
+    /// When it was last rebooted.
+    #[serde(skip)]
+    pub reboot_ms: Option<Ms>,
     /// When it was last started.
     #[serde(skip)]
     pub launch_ms: Ms,

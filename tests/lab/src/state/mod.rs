@@ -4,11 +4,12 @@ mod ids;
 mod image;
 mod instance;
 mod network;
+mod rules;
 mod settle;
 mod snapshot;
 mod volume;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -16,6 +17,7 @@ pub use ids::Ids;
 pub use image::{Image, ImageMapping};
 pub use instance::{Instance, Lifecycle, Network as InstanceNetwork, RunState, usual_options};
 pub use network::{KeyPair, SecurityGroup, Subnet, Vpc, Zone};
+pub use rules::{GroupRule, Peer, Permission, ipv4_range, permission_set};
 pub use settle::Settled;
 pub use snapshot::{Origin, Snapshot, Writing};
 pub use volume::{Attachment, Modification, Volume};
@@ -60,6 +62,8 @@ pub struct Region {
     pub keys: BTreeMap<String, KeyPair>,
     /// Names of instance profiles.
     pub profiles: Vec<String>,
+    /// Zones and instance types that are not offered there.
+    pub missing_types: BTreeSet<(String, String)>,
     /// Volumes by id.
     pub volumes: BTreeMap<String, Volume>,
     /// Snapshots by id.
@@ -74,6 +78,9 @@ pub struct Region {
     pub default_kms_key: String,
     /// KMS keys the caller may not use: ids or ARNs.
     pub denied_kms_keys: Vec<String>,
+    /// Instances that are started from now on fail their status check.
+    #[serde(skip)]
+    pub impair_new: bool,
     /// Lineages given out.
     #[serde(skip)]
     pub lineages: u64,
@@ -153,7 +160,7 @@ impl Region {
         let vpc = Vpc::default_one(&mut ids);
         let subnets = zones.iter().zip(0..).map(|(zone, n)| Subnet::default_one(&mut ids, &vpc, zone, n));
         let subnets = subnets.map(|subnet| (subnet.id.clone(), subnet)).collect();
-        let group = SecurityGroup::new(&mut ids, "default", "default VPC security group", &vpc.id);
+        let group = SecurityGroup::default_one(&mut ids, &vpc.id);
         let key = ids.uuid();
         Self {
             name: name.to_owned(),
@@ -165,6 +172,7 @@ impl Region {
             groups: BTreeMap::from([(group.id.clone(), group)]),
             keys: BTreeMap::new(),
             profiles: Vec::new(),
+            missing_types: BTreeSet::new(),
             volumes: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             images: BTreeMap::new(),
@@ -172,6 +180,7 @@ impl Region {
             encryption_by_default: false,
             default_kms_key: format!("arn:aws:kms:{name}:{account}:key/{key}"),
             denied_kms_keys: Vec::new(),
+            impair_new: false,
             lineages: 0,
             tokens: BTreeMap::new(),
         }
@@ -209,6 +218,11 @@ impl Region {
     pub fn new_lineage(&mut self) -> u64 {
         self.lineages += 1;
         self.lineages
+    }
+
+    /// Id of the default VPC.
+    pub fn default_vpc(&self) -> String {
+        self.vpcs.values().find(|vpc| vpc.default).map(|vpc| vpc.id.clone()).unwrap_or_default()
     }
 
     /// A zone's id by its name.

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Ids, Tags, tag_set};
+use super::{GroupRule, Ids, Peer, Permission, Region, Tags, permission_set, tag_set};
 
 /// An availability zone.
 #[derive(Clone, Debug, Serialize)]
@@ -21,6 +21,8 @@ pub struct Vpc {
     pub id: String,
     /// Its addresses.
     pub cidr: String,
+    /// Whether it is the one that calls mean which name none.
+    pub default: bool,
     /// Its tags.
     pub tags: Tags,
 }
@@ -53,6 +55,10 @@ pub struct SecurityGroup {
     pub description: String,
     /// Its VPC.
     pub vpc_id: String,
+    /// What may come in.
+    pub ingress: Vec<GroupRule>,
+    /// What may go out.
+    pub egress: Vec<GroupRule>,
     /// Its tags.
     pub tags: Tags,
 }
@@ -97,7 +103,7 @@ impl Zone {
 impl Vpc {
     /// `172.31.0.0/16`.
     pub fn default_one(ids: &mut Ids) -> Self {
-        Self { id: ids.id("vpc"), cidr: "172.31.0.0/16".into(), tags: Tags::new() }
+        Self { id: ids.id("vpc"), cidr: "172.31.0.0/16".into(), default: true, tags: Tags::new() }
     }
 
     /// As answers show it.
@@ -107,7 +113,7 @@ impl Vpc {
             "ownerId": owner,
             "state": "available",
             "cidrBlock": self.cidr,
-            "isDefault": true,
+            "isDefault": self.default,
             "instanceTenancy": "default",
             "dhcpOptionsId": "dopt-0a0a0a0a",
             "tagSet": tag_set(&self.tags),
@@ -120,7 +126,7 @@ impl Vpc {
             "vpc-id" => vec![self.id.clone()],
             "state" => vec!["available".into()],
             "cidr" => vec![self.cidr.clone()],
-            "is-default" | "isDefault" => vec!["true".into()],
+            "is-default" | "isDefault" => vec![self.default.to_string()],
             _ => return None,
         })
     }
@@ -175,29 +181,55 @@ impl Subnet {
 impl SecurityGroup {
     /// A group that lets everything out and nothing in.
     pub fn new(ids: &mut Ids, name: &str, description: &str, vpc_id: &str) -> Self {
+        let id = ids.id("sg");
+        let out = Permission::all(Peer::Ipv4("0.0.0.0/0".into()));
+        let egress = vec![Self::first_rule(id.trim_start_matches("sg-").chars(), out)];
         Self {
-            id: ids.id("sg"),
+            id,
             name: name.into(),
             description: description.into(),
             vpc_id: vpc_id.into(),
+            ingress: Vec::new(),
+            egress,
             tags: Tags::new(),
         }
     }
 
+    /// The one that a VPC has from the start: it lets its members reach each other.
+    pub fn default_one(ids: &mut Ids, vpc_id: &str) -> Self {
+        let mut group = Self::new(ids, "default", "default VPC security group", vpc_id);
+        let inside = Permission::all(Peer::Group(group.id.clone()));
+        group.ingress.push(Self::first_rule(group.id.trim_start_matches("sg-").chars().rev(), inside));
+        group
+    }
+
+    /// A rule that a group has from the start; its digits are those of the group.
+    fn first_rule(digits: impl Iterator<Item = char>, permission: Permission) -> GroupRule {
+        let id = format!("sgr-{}", digits.collect::<String>());
+        GroupRule { id, permission, description: None, tags: Tags::new() }
+    }
+
+    /// Whether a rule of it names that group.
+    pub fn refers_to(&self, group: &str) -> bool {
+        let names = |rule: &GroupRule| matches!(&rule.permission.peer, Peer::Group(id) if id == group);
+        self.ingress.iter().chain(&self.egress).any(names)
+    }
+
     /// As answers show it.
-    pub fn xml(&self, owner: &str, region: &str) -> Value {
+    pub fn xml(&self, region: &Region) -> Value {
+        let permissions = |rules: &[GroupRule]| {
+            permission_set(rules.iter().map(|r| (&r.permission, r.description.as_ref())), region)
+        };
+        let arn = format!("arn:aws:ec2:{}:{}:security-group/{}", region.name, region.account, self.id);
         json!({
             "groupId": self.id,
             "groupName": self.name,
             "groupDescription": self.description,
-            "securityGroupArn": format!("arn:aws:ec2:{region}:{owner}:security-group/{}", self.id),
+            "securityGroupArn": arn,
             "vpcId": self.vpc_id,
-            "ownerId": owner,
-            "ipPermissions": [],
-            "ipPermissionsEgress": [{
-                "ipProtocol": "-1", "ipRanges": [{"cidrIp": "0.0.0.0/0"}],
-                "groups": [], "ipv6Ranges": [], "prefixListIds": [],
-            }],
+            "ownerId": region.account,
+            "ipPermissions": permissions(&self.ingress),
+            "ipPermissionsEgress": permissions(&self.egress),
             "tagSet": tag_set(&self.tags),
         })
     }
