@@ -11,11 +11,16 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::workdir::text;
+use crate::{servers, tools};
 
 /// Places for NVMe drives.
 const PORTS: usize = 12;
 /// qemu answers at once; a guest lets go of a drive within seconds.
 const QMP_PATIENCE: Duration = Duration::from_secs(60);
+/// From the firmware to the login prompt; a busy machine may need a while.
+const BOOT_PATIENCE: Duration = Duration::from_secs(300);
+/// What the firmware says when it gives up.
+const NOT_BOOTABLE: &str = "No bootable device";
 /// Characters of a serial port in messages.
 const TAIL: usize = 4000;
 
@@ -44,7 +49,7 @@ pub struct Drive {
 pub struct Spec {
     /// MiB of memory.
     pub memory_mib: u32,
-    /// `None`: the firmware boots from the first disk.
+    /// `None`: the firmware boots from the first of `disks`, or of `drives` if there are none.
     pub kernel: Option<Kernel>,
     /// Raw images, as virtio disks: `/dev/vda` and so on.
     pub disks: Vec<PathBuf>,
@@ -63,6 +68,7 @@ pub struct Guest {
     events: Vec<Value>,
     console: PathBuf,
     reports: PathBuf,
+    firmware: PathBuf,
     log: PathBuf,
     /// Serial numbers of the drives in the places.
     ports: [Option<String>; PORTS],
@@ -75,7 +81,12 @@ impl Guest {
     /// If there is no qemu.
     pub fn start(dir: &Path, spec: &Spec) -> Self {
         std::fs::create_dir_all(dir).unwrap();
-        let (console, reports, log) = (dir.join("console"), dir.join("reports"), dir.join("qemu.log"));
+        let (console, reports) = (dir.join("console"), dir.join("reports"));
+        let (firmware, log) = (dir.join("firmware"), dir.join("qemu.log"));
+        // of an earlier guest, perhaps
+        for old in [&console, &reports, &firmware] {
+            let _ = std::fs::remove_file(old);
+        }
         let mut command = Command::new("setpriv");
         // of what can be emulated, `max` has random numbers and AES, without which programs wait or crawl; a guest whose kernel died ends
         command
@@ -83,7 +94,14 @@ impl Guest {
             .args("-nodefaults -no-reboot -display none -qmp stdio".split(' '))
             .args(["-m", &format!("{}M", spec.memory_mib)])
             .args(["-serial", &format!("file:{}", text(&console))])
-            .args(["-serial", &format!("file:{}", text(&reports))]);
+            .args(["-serial", &format!("file:{}", text(&reports))])
+            // what the firmware finds to boot from, and what not
+            .args([
+                "-debugcon",
+                &format!("file:{}", text(&firmware)),
+                "-global",
+                "isa-debugcon.iobase=0x402",
+            ]);
         if let Some(kernel) = &spec.kernel {
             command
                 .args(["-kernel", text(&kernel.image), "-initrd", text(&kernel.initramfs)])
@@ -128,7 +146,7 @@ impl Guest {
             }
         });
         let events = Vec::new();
-        let mut guest = Self { child, to_qemu, from_qemu, events, console, reports, log, ports };
+        let mut guest = Self { child, to_qemu, from_qemu, events, console, reports, firmware, log, ports };
         guest.ask("qmp_capabilities", json!({}));
         guest
     }
@@ -204,11 +222,11 @@ impl Guest {
     /// Waits until the first serial port has said `text`.
     ///
     /// # Panics
-    /// If it has not in that time, or the guest has ended.
+    /// If it has not in that time, or the guest has ended, or finds nothing to boot from.
     pub fn wait_for(&mut self, text: &str, time: Duration) {
         let end = Instant::now() + time;
         loop {
-            let ended = self.ended();
+            let ended = self.ended() || read(&self.firmware).contains(NOT_BOOTABLE);
             if self.console().contains(text) {
                 return;
             }
@@ -244,8 +262,11 @@ impl Guest {
             let from = text.floor_char_boundary(text.len().saturating_sub(TAIL));
             text[from..].to_owned()
         };
-        let (console, reports, log) = (tail(self.console()), tail(self.reports()), tail(read(&self.log)));
-        panic!("{why}\n--- qemu\n{log}\n--- console\n{console}\n--- reports\n{reports}");
+        let (console, reports) = (tail(self.console()), tail(self.reports()));
+        let (firmware, log) = (tail(read(&self.firmware)), tail(read(&self.log)));
+        panic!(
+            "{why}\n--- qemu\n{log}\n--- firmware\n{firmware}\n--- console\n{console}\n--- reports\n{reports}"
+        );
     }
 }
 
@@ -254,6 +275,40 @@ impl Drop for Guest {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The disk that `tests/bootable` made: it boots by itself, to the prompt `restored login:`.
+///
+/// # Panics
+/// If it did not.
+pub fn bootable() -> PathBuf {
+    let dir = servers::directory();
+    let image = dir.join("bootable/bootable.img");
+    let made = dir.join("bootable/made").is_file() && image.is_file();
+    assert!(made, "no {}: run `bash tests/run`, or `bash tests/bootable {}`", image.display(), dir.display());
+    image
+}
+
+/// Boots a raw image as a machine of EC2 does: it is an NVMe drive, from which the firmware starts what is there. Waits for the kernel and for a login
+/// prompt on the first serial port; what was said there. The guest has a copy, in `dir`, and ends.
+///
+/// # Panics
+/// If it does not boot in five minutes.
+pub fn boots(dir: &Path, image: &Path) -> String {
+    std::fs::create_dir_all(dir).unwrap();
+    let copy = dir.join("disk.img");
+    tools::run("cp", &["--sparse=always", text(image), text(&copy)]);
+    let drive = Drive { serial: "root".into(), file: copy.clone() };
+    let spec = Spec { memory_mib: 512, drives: vec![drive], ..Spec::default() };
+    let end = Instant::now() + BOOT_PATIENCE;
+    let mut guest = Guest::start(dir, &spec);
+    for said in ["Linux version", "login:"] {
+        guest.wait_for(said, end.saturating_duration_since(Instant::now()));
+    }
+    let console = guest.console();
+    drop(guest);
+    std::fs::remove_file(copy).unwrap();
+    console
 }
 
 fn read(path: &Path) -> String {
