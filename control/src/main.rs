@@ -3,6 +3,8 @@
 mod aws;
 mod cli;
 mod ec2backup;
+mod ec2restore;
+mod ec2run;
 
 fn main() -> std::process::ExitCode {
     cli::main()

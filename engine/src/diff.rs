@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::format::point::Volume;
+use crate::id::SegmentNo;
 use crate::manifest::{each_difference, leaf_differences, merge_ranges};
 use crate::repo::Repository;
 
@@ -44,4 +45,15 @@ pub fn volumes(repo: &Repository, old: &Volume, new: &Volume) -> Result<VolumeDi
     diff.differing_bytes = diff.ranges.iter().map(|r| r.end - r.start).sum();
     diff.nodes_read = old_tree.nodes_read() + new_tree.nodes_read();
     Ok(diff)
+}
+
+/// Bytes of the segments of a volume that have data: at least what it holds, and less than a segment more for each place that has some.
+pub fn data_bytes(repo: &Repository, volume: &Volume) -> Result<u64> {
+    let mut tree = repo.tree(volume.size_bytes, volume.root)?;
+    let (mut bytes, mut from) = (0, SegmentNo(0));
+    while let Some(segment) = tree.next_data(from)? {
+        bytes += segment.len_in(volume.size_bytes) as u64;
+        from = SegmentNo(segment.0 + 1);
+    }
+    Ok(bytes)
 }

@@ -144,8 +144,10 @@ fn unsafe_stands_only_in_io() {
 /// AWS is asked by those who decide, never the other way.
 #[test]
 fn aws_decides_nothing() {
-    must_not_name("control/src/aws", &["ec2backup", "cli"]);
-    must_not_name("control/src/ec2backup", &["cli"]);
+    must_not_name("control/src/aws", &["ec2run", "ec2backup", "ec2restore", "cli"]);
+    must_not_name("control/src/ec2run", &["ec2backup", "ec2restore", "cli"]);
+    must_not_name("control/src/ec2backup", &["ec2restore", "cli"]);
+    must_not_name("control/src/ec2restore", &["cli"]);
 }
 
 /// The two that must not know each other in the program.

@@ -1,10 +1,11 @@
-//! Temporary volumes: made of a snapshot in the proxy's zone, attached to it, and taken away.
+//! Volumes: made of a snapshot or empty, attached to an instance, and taken away.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_sdk_ec2::types::{Filter, ResourceType, VolumeType};
+use serde::{Deserialize, Serialize};
 
 use super::clients::{Clients, Proxy};
 use super::describe;
@@ -17,13 +18,37 @@ use super::tags::{self, Tags};
 /// Time for a volume to be made, attached or detached.
 const STATE_MAX: Duration = Duration::from_secs(600);
 
-/// What is made of a snapshot.
+/// A kind of volume. What is `None` is left to AWS.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Form {
+    /// `gp3`.
+    pub kind: String,
+    /// Where the kind has them to choose.
+    pub iops: Option<u32>,
+    /// MiB/s, likewise.
+    pub throughput: Option<u32>,
+    /// A KMS key to encrypt it with; an empty one is the account's default.
+    pub key: Option<String>,
+}
+
+impl Form {
+    /// gp3 of so many MiB/s.
+    pub fn gp3(throughput: u32) -> Self {
+        Self { kind: "gp3".into(), iops: Some(iops_for(throughput)), throughput: Some(throughput), key: None }
+    }
+}
+
+/// A volume to be made.
 #[derive(Clone, Debug)]
 pub struct VolumeSpec<'a> {
-    /// Of which.
-    pub snapshot: &'a str,
-    /// MiB/s; more than 125 costs extra.
-    pub throughput: u32,
+    /// Availability zone.
+    pub zone: &'a str,
+    /// What it holds; an empty one if `None`.
+    pub snapshot: Option<&'a str>,
+    /// Its size; the snapshot's if `None`.
+    pub size_gib: Option<u64>,
+    /// Its kind.
+    pub form: &'a Form,
     /// AWS makes one volume for it.
     pub token: String,
     /// Its tags.
@@ -31,21 +56,29 @@ pub struct VolumeSpec<'a> {
 }
 
 /// Makes a volume; it cannot be attached yet.
-pub async fn create(aws: &Clients, proxy: &Proxy, spec: &VolumeSpec<'_>) -> Result<String, AwsError> {
-    let iops = iops_for(spec.throughput);
+pub async fn create(aws: &Clients, spec: &VolumeSpec<'_>) -> Result<String, AwsError> {
+    let number = |n: u64| i32::try_from(n).unwrap_or(i32::MAX);
+    let form = spec.form;
+    let object = spec.snapshot.unwrap_or("an empty volume");
     let made = aws
         .retry
-        .call("CreateVolume", spec.snapshot, Patience::FRESH, || {
-            aws.ec2
+        .call("CreateVolume", object, Patience::FRESH, || {
+            let call = aws
+                .ec2
                 .create_volume()
-                .availability_zone(&proxy.zone)
-                .snapshot_id(spec.snapshot)
-                .volume_type(VolumeType::Gp3)
-                .throughput(i32::try_from(spec.throughput).unwrap_or(i32::MAX))
-                .iops(i32::try_from(iops).unwrap_or(i32::MAX))
+                .availability_zone(spec.zone)
+                .set_snapshot_id(spec.snapshot.map(str::to_owned))
+                .set_size(spec.size_gib.map(number))
+                .volume_type(VolumeType::from(form.kind.as_str()))
+                .set_throughput(form.throughput.map(|n| number(n.into())))
+                .set_iops(form.iops.map(|n| number(n.into())))
                 .client_token(&spec.token)
-                .tag_specifications(tags::specification(ResourceType::Volume, spec.tags))
-                .send()
+                .tag_specifications(tags::specification(ResourceType::Volume, spec.tags));
+            match &form.key {
+                Some(key) => call.encrypted(true).set_kms_key_id(Some(key.clone()).filter(|k| !k.is_empty())),
+                None => call,
+            }
+            .send()
         })
         .await?;
     Ok(made.volume_id().unwrap_or_default().to_owned())
@@ -155,14 +188,38 @@ pub async fn attach(aws: &Clients, proxy: &Proxy, volume: &str) -> Result<String
     }
 }
 
-async fn attachment(aws: &Clients, proxy: &Proxy, volume: &str) -> Result<Option<String>, AwsError> {
+/// The device under which the proxy has a volume.
+pub async fn attachment(aws: &Clients, proxy: &Proxy, volume: &str) -> Result<Option<String>, AwsError> {
     let found = describe::volumes(aws, &[volume.to_owned()], &[], Patience::FRESH).await?;
     let at = found.iter().flat_map(|v| &v.attachments).find(|(i, ..)| *i == proxy.instance);
     Ok(at.map(|(_, device, _)| device.clone()))
 }
 
-/// Detaches a volume, if it is attached, and deletes it. It is no error if it is gone.
-pub async fn remove(aws: &Clients, volume: &str) -> Result<(), AwsError> {
+/// Attaches a volume to an instance under a given device name; it is well if it is there already.
+pub async fn attach_as(aws: &Clients, instance: &str, volume: &str, device: &str) -> Result<(), AwsError> {
+    let is_there = |v: &describe::VolumeFacts| {
+        v.attachments.iter().any(|(i, d, state)| i == instance && d == device && state == "attached")
+    };
+    let ids = [volume.to_owned()];
+    if describe::volumes(aws, &ids, &[], Patience::FRESH).await?.iter().any(is_there) {
+        return Ok(());
+    }
+    let outcome = aws
+        .retry
+        .call("AttachVolume", volume, Patience::FRESH, || {
+            aws.ec2.attach_volume().volume_id(volume).instance_id(instance).device(device).send()
+        })
+        .await;
+    match outcome {
+        // The answer to an earlier attempt was lost: the wait says whether it was done.
+        Err(error) if error.kind == Kind::State && error.is("VolumeInUse") => {}
+        other => drop(other?),
+    }
+    wait(aws, volume, "attached", is_there).await
+}
+
+/// Detaches a volume, if it is attached, and waits until it is free. False if it is gone.
+pub async fn detach(aws: &Clients, volume: &str) -> Result<bool, AwsError> {
     let ids = [volume.to_owned()];
     let mut poll = Poll::up_to(STATE_MAX);
     loop {
@@ -171,10 +228,10 @@ pub async fn remove(aws: &Clients, volume: &str) -> Result<(), AwsError> {
             Err(error) if error.kind == Kind::NotFound => None,
             Err(error) => return Err(error),
         };
-        let Some(found) = found else { return Ok(()) };
+        let Some(found) = found else { return Ok(false) };
         match found.state.as_str() {
-            "deleting" | "deleted" => return Ok(()),
-            "available" | "error" => break,
+            "deleting" | "deleted" => return Ok(false),
+            "available" | "error" => return Ok(true),
             _ => {}
         }
         if found.attachments.iter().any(|(_, _, state)| state == "attached" || state == "attaching") {
@@ -190,6 +247,13 @@ pub async fn remove(aws: &Clients, volume: &str) -> Result<(), AwsError> {
             }
         }
         poll.again(&aws.retry, "DescribeVolumes", volume, &found.state).await?;
+    }
+}
+
+/// Detaches a volume, if it is attached, and deletes it. It is no error if it is gone.
+pub async fn remove(aws: &Clients, volume: &str) -> Result<(), AwsError> {
+    if !detach(aws, volume).await? {
+        return Ok(());
     }
     let outcome = aws
         .retry

@@ -47,6 +47,8 @@ pub struct Clients {
     pub retry: Retry,
     /// GetSnapshotBlock of the whole account.
     pub get_rate: Limiter,
+    /// PutSnapshotBlock, likewise.
+    pub put_rate: Limiter,
     /// Listings of blocks.
     pub list_rate: Limiter,
     /// As asked for.
@@ -103,6 +105,7 @@ impl Clients {
             credentials: config.credentials_provider(),
             retry: Retry::new(cancelled),
             get_rate: Limiter::new(options.rates.get),
+            put_rate: Limiter::new(options.rates.put),
             list_rate: Limiter::new(options.rates.list),
             rates: options.rates,
             names: Names::default(),

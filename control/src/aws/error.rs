@@ -127,6 +127,12 @@ impl AwsError {
                 "SnapshotCreationPerVolumeRateExceeded" => {
                     return "AWS allows one snapshot of a volume in 15 seconds: try again later".into();
                 }
+                "InsufficientInstanceCapacity" => {
+                    return "AWS has no such instances free in that zone now: another --zone or --instance-type, or try again later".into();
+                }
+                "InvalidKeyPair.NotFound" => {
+                    return "choose another by --key-pair, or none by --key-pair none".into();
+                }
                 "AttachmentLimitExceeded" => {
                     return "this instance can hold no more volumes: read with --read direct, or use a larger instance type".into();
                 }
@@ -205,7 +211,11 @@ impl From<AwsError> for penstock_engine::Error {
         let mut why = error.message.trim_end_matches('.').to_owned();
         let id = error.request_id.map(|id| format!(", request {id}")).unwrap_or_default();
         why += &format!(" ({}{id})", error.code.as_deref().unwrap_or(error.call));
-        penstock_engine::Error::Remote { action: "read", object: error.object, why, advice }
+        let action = match error.call {
+            "StartSnapshot" | "PutSnapshotBlock" | "CompleteSnapshot" => "write",
+            _ => "read",
+        };
+        penstock_engine::Error::Remote { action, object: error.object, why, advice }
     }
 }
 

@@ -1,8 +1,11 @@
-//! Images (AMIs) that mode ami keeps: made of an instance's root, waited for, taken away with their snapshots.
+//! Images (AMIs): made of an instance's root, or registered of a snapshot; waited for, taken away with their snapshots.
 
 use std::time::Duration;
 
-use aws_sdk_ec2::types::{BlockDeviceMapping, Filter, ResourceType};
+use aws_sdk_ec2::types::{
+    ArchitectureValues, BlockDeviceMapping, BootModeValues, EbsBlockDevice, Filter, ImdsSupportValues,
+    ResourceType, TpmSupportValues,
+};
 
 use super::clients::Clients;
 use super::describe::Machine;
@@ -57,25 +60,139 @@ pub async fn create(
         .await;
     match answer {
         Ok(made) => Ok(made.image_id().unwrap_or_default().to_owned()),
-        // The answer to an earlier attempt was lost.
-        Err(error) if error.is("InvalidAMIName.Duplicate") => {
-            let filter = Filter::builder().name("name").values(name).build();
-            let mut poll = Poll::up_to(super::retry::GRACE);
-            loop {
-                if let Some(image) = find(aws, &[], std::slice::from_ref(&filter)).await?.pop() {
-                    return Ok(image.id);
-                }
-                poll.again(&aws.retry, "DescribeImages", name, "not to be seen").await?;
-            }
-        }
+        Err(error) if error.is("InvalidAMIName.Duplicate") => by_name(aws, name).await,
         Err(error) => Err(error),
     }
 }
 
-/// Images of this account by ids or by filters.
+/// An image to be registered.
+#[derive(Clone, Debug, Default)]
+pub struct Registration<'a> {
+    /// Unique in the region: a second call under it makes none.
+    pub name: &'a str,
+    /// For people.
+    pub description: &'a str,
+    /// `/dev/xvda`.
+    pub root_device: &'a str,
+    /// What the root holds.
+    pub snapshot: &'a str,
+    /// `x86_64`, `arm64`.
+    pub architecture: &'a str,
+    /// `legacy-bios`, `uefi`, `uefi-preferred`.
+    pub boot_mode: Option<&'a str>,
+    /// `v2.0`.
+    pub tpm: Option<&'a str>,
+    /// Variables of the firmware, as AWS gave them.
+    pub uefi_data: Option<&'a str>,
+    /// `v2.0`: instances of it demand IMDSv2.
+    pub imds: Option<&'a str>,
+    /// Network by ENA.
+    pub ena: bool,
+    /// `simple`.
+    pub sriov: Option<&'a str>,
+    /// Codes of licences that AWS charges for.
+    pub billing_products: &'a [String],
+}
+
+/// Makes an image of a snapshot.
+pub async fn register(aws: &Clients, of: &Registration<'_>, tags: &Tags) -> Result<String, AwsError> {
+    let root = BlockDeviceMapping::builder()
+        .device_name(of.root_device)
+        .ebs(EbsBlockDevice::builder().snapshot_id(of.snapshot).delete_on_termination(true).build())
+        .build();
+    let answer = aws
+        .retry
+        .call("RegisterImage", of.snapshot, Patience::FRESH, || {
+            let call = aws
+                .ec2
+                .register_image()
+                .name(of.name)
+                .description(of.description)
+                .architecture(ArchitectureValues::from(of.architecture))
+                .root_device_name(of.root_device)
+                .virtualization_type("hvm")
+                .ena_support(of.ena)
+                .set_boot_mode(of.boot_mode.map(BootModeValues::from))
+                .set_tpm_support(of.tpm.map(TpmSupportValues::from))
+                .set_uefi_data(of.uefi_data.map(str::to_owned))
+                .set_imds_support(of.imds.map(ImdsSupportValues::from))
+                .set_sriov_net_support(of.sriov.map(str::to_owned))
+                .block_device_mappings(root.clone())
+                .tag_specifications(tags::specification(ResourceType::Image, tags));
+            match of.billing_products {
+                [] => call,
+                codes => call.set_billing_products(Some(codes.to_vec())),
+            }
+            .send()
+        })
+        .await;
+    match answer {
+        Ok(made) => Ok(made.image_id().unwrap_or_default().to_owned()),
+        Err(error) if error.is("InvalidAMIName.Duplicate") => by_name(aws, of.name).await,
+        Err(error) => Err(error),
+    }
+}
+
+/// The image of this name: it was made, and the answer was lost.
+async fn by_name(aws: &Clients, name: &str) -> Result<String, AwsError> {
+    let filter = Filter::builder().name("name").values(name).build();
+    let mut poll = Poll::up_to(super::retry::GRACE);
+    loop {
+        if let Some(image) = find(aws, &[], std::slice::from_ref(&filter)).await?.pop() {
+            return Ok(image.id);
+        }
+        poll.again(&aws.retry, "DescribeImages", name, "not to be seen").await?;
+    }
+}
+
+/// Any image that this account may use.
+pub async fn usable(aws: &Clients, id: &str) -> Result<Usable, AwsError> {
+    let answer = aws
+        .retry
+        .call("DescribeImages", id, Patience::USUAL, || aws.ec2.describe_images().image_ids(id).send())
+        .await?;
+    let Some(image) = answer.images().first() else {
+        return Err(AwsError::new("DescribeImages", id, Kind::NotFound, "there is no such image"));
+    };
+    let text = |value: Option<&str>| value.unwrap_or_default().to_owned();
+    Ok(Usable {
+        state: text(image.state().map(|s| s.as_str())),
+        architecture: text(image.architecture().map(|a| a.as_str())),
+        root_device: text(image.root_device_name()),
+        devices: image
+            .block_device_mappings()
+            .iter()
+            .filter_map(|m| m.device_name().map(str::to_owned))
+            .collect(),
+    })
+}
+
+/// What a launch wants to know of an image.
+#[derive(Clone, Debug)]
+pub struct Usable {
+    /// `available`, …
+    pub state: String,
+    /// `x86_64`, `arm64`.
+    pub architecture: String,
+    /// `/dev/xvda`.
+    pub root_device: String,
+    /// All its devices.
+    pub devices: Vec<String>,
+}
+
+/// Images of this account by ids or by filters; those named by id may have been made just now.
 pub async fn find(aws: &Clients, ids: &[String], filters: &[Filter]) -> Result<Vec<Image>, AwsError> {
+    find_with(aws, ids, filters, if ids.is_empty() { Patience::USUAL } else { Patience::FRESH }).await
+}
+
+/// As [`find`].
+pub async fn find_with(
+    aws: &Clients,
+    ids: &[String],
+    filters: &[Filter],
+    patience: Patience,
+) -> Result<Vec<Image>, AwsError> {
     let object = if ids.is_empty() { format!("in {}", aws.region) } else { ids.join(" ") };
-    let patience = if ids.is_empty() { Patience::USUAL } else { Patience::FRESH };
     let mut found = Vec::new();
     let mut token: Option<String> = None;
     loop {

@@ -51,6 +51,8 @@ impl Limiter {
 pub struct Rates {
     /// GetSnapshotBlock.
     pub get: u32,
+    /// PutSnapshotBlock.
+    pub put: u32,
     /// ListSnapshotBlocks and ListChangedBlocks, each.
     pub list: u32,
 }

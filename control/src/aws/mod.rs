@@ -11,9 +11,10 @@
 //! | what it costs | [`prices`] |
 //! | tags of what this program makes | [`tags`] |
 //! | instances, volumes, images as they are | [`describe`], and whole, as AWS says it: [`whole`] |
+//! | new instances, and where they go | [`launch`], [`network`] |
 //! | snapshots, images: made, waited for, deleted | [`snapshots`], [`images`] |
-//! | temporary volumes of the proxy | [`attach`], their devices [`resolver`] |
-//! | snapshots read by the EBS direct APIs | [`direct`] |
+//! | volumes at instances | [`attach`], their devices [`resolver`] |
+//! | snapshots read and written by the EBS direct APIs | [`direct`] |
 
 pub mod attach;
 pub mod clients;
@@ -23,7 +24,9 @@ pub mod direct;
 pub mod error;
 pub mod identity;
 pub mod images;
+pub mod launch;
 pub mod limiter;
+pub mod network;
 pub mod permissions;
 pub mod prices;
 pub mod resolver;

@@ -3,6 +3,8 @@
 
 /// A GetSnapshotBlock.
 pub const GET_BLOCK: f64 = 0.003 / 1000.0;
+/// A PutSnapshotBlock.
+pub const PUT_BLOCK: f64 = 0.006 / 1000.0;
 /// A ListSnapshotBlocks or ListChangedBlocks.
 pub const LIST_BLOCKS: f64 = 0.0006 / 1000.0;
 /// A gp3 volume, a GiB and month.

@@ -68,6 +68,27 @@ pub async fn take(
     Ok(answer.snapshots().iter().filter_map(|s| s.snapshot_id().map(str::to_owned)).collect())
 }
 
+/// Takes a snapshot of one volume. There is no client token for this: whoever repeats it looks for what the first call made, by its tags.
+pub async fn take_one(
+    aws: &Clients,
+    volume: &str,
+    description: &str,
+    tags: &Tags,
+) -> Result<String, AwsError> {
+    let answer = aws
+        .retry
+        .call("CreateSnapshot", volume, Patience::FRESH, || {
+            aws.ec2
+                .create_snapshot()
+                .volume_id(volume)
+                .description(description)
+                .tag_specifications(tags::specification(ResourceType::Snapshot, tags))
+                .send()
+        })
+        .await?;
+    Ok(answer.snapshot_id().unwrap_or_default().to_owned())
+}
+
 /// Snapshots of this account by ids or by filters.
 pub async fn find(
     aws: &Clients,

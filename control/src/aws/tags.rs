@@ -31,6 +31,9 @@ pub const ANCHOR: &str = "anchor";
 /// Kept by the user's wish: `ec2 snapshot`, and images of mode ami.
 pub const KEPT: &str = "kept";
 
+/// Restored: an instance or a volume, which is the user's from then on.
+pub const RESTORED: &str = "restored";
+
 /// Names with values.
 pub type Tags = BTreeMap<String, String>;
 

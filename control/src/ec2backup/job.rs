@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 
 use super::anchor::{self, Anchors};
 use super::chosen::{Exclude, Excluded};
-use super::ledger::Ledger;
 use super::look::{Look, Mode};
 use super::part::{Part, PartReport, Preparation, Reading};
 use super::shots::{self, Shots};
@@ -21,6 +20,7 @@ use crate::aws::clients::{Clients, Proxy};
 use crate::aws::describe::Machine;
 use crate::aws::snapshots;
 use crate::aws::tags::{self, Tags};
+use crate::ec2run::ledger::Ledger;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -68,7 +68,7 @@ impl Job {
         })?;
         // Not in there: a repository far away waits on the same runtime.
         let anchors = Anchors::choose(repo, all)?;
-        let ledger = Ledger::begin(&aws, &look.machine, state_dir)?;
+        let ledger = Ledger::begin(&aws, &look.machine.id, state_dir)?;
         match aws.block_on(prepare(&aws, proxy, order, &look, &ledger, &anchors)) {
             Ok((shots, parts, more_notes)) => {
                 let notes = look.notes.iter().cloned().chain(more_notes).collect();

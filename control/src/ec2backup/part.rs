@@ -11,8 +11,6 @@ use serde_json::{Value, json};
 
 use super::anchor::Anchors;
 use super::chosen::Chosen;
-use super::journal::Thing;
-use super::ledger::Ledger;
 use super::way::{self, Decision, Estimate, Way, Wish};
 use super::{Error, Result};
 use crate::aws::attach;
@@ -22,6 +20,8 @@ use crate::aws::error::{AwsError, Kind};
 use crate::aws::resolver::{Roots, Wanted};
 use crate::aws::snapshots::Snapshot;
 use crate::aws::tags;
+use crate::ec2run::journal::Thing;
+use crate::ec2run::ledger::Ledger;
 
 /// Time for udev to name a device.
 const DEVICE_TIME: Duration = Duration::from_secs(60);
@@ -97,7 +97,8 @@ impl Preparation<'_> {
         let place = way::Place::of(self.aws, self.proxy);
         let direct = Estimate::direct(bytes, self.aws.rates, &place);
         let attach = Estimate::attach(bytes, size_gib, self.reading.throughput);
-        let mut decision = way::decide(self.reading.wish, &place, direct, attach).map_err(Error::Refused)?;
+        let mut decision =
+            way::decide(self.reading.wish, "--read", &place, direct, attach).map_err(Error::Refused)?;
         if let Err(error) = self.may_read(&decision, &place, &subject, map.as_ref()).await {
             self.note(format!("{} is attached, not read by calls: {error}", volume.facts.id));
             decision = Decision { estimate: attach, why: format!("its blocks may not be read: {error}") };
@@ -174,12 +175,14 @@ impl Preparation<'_> {
         with.insert(tags::VOLUME.into(), volume.facts.id.clone());
         let ask = ledger.asks(Thing::Volume)?;
         let spec = attach::VolumeSpec {
-            snapshot: &snapshot.id,
-            throughput: self.reading.throughput,
+            zone: &proxy.zone,
+            snapshot: Some(&snapshot.id),
+            size_gib: None,
+            form: &attach::Form::gp3(self.reading.throughput),
             token: ledger.tags.token(&snapshot.id),
             tags: &with,
         };
-        let made = attach::create(aws, proxy, &spec).await?;
+        let made = attach::create(aws, &spec).await?;
         ledger.made(Some(ask), Thing::Volume, &made)?;
         attach::wait_available(aws, &made).await?;
         let device = attach::attach(aws, proxy, &made).await?;

@@ -152,7 +152,8 @@ async fn volume(
     };
     let direct = Estimate::direct(amount.bytes, aws.rates, place);
     let attach = Estimate::attach(amount.bytes, size_gib, order.reading.throughput);
-    let decision = way::decide(order.reading.wish, place, direct, attach).map_err(Error::Refused)?;
+    let decision =
+        way::decide(order.reading.wish, "--read", place, direct, attach).map_err(Error::Refused)?;
     let otherwise = if decision.estimate.way == Way::Direct { attach } else { direct };
     let of_image = mode == Mode::Ami && chosen.attached.root;
     let kept_bytes = amount.written.unwrap_or(size_gib * GIB);

@@ -11,7 +11,6 @@ use serde::Serialize;
 
 use super::Result;
 use super::chosen::{Exclude, Excluded};
-use super::ledger::Ledger;
 use super::look::{Look, Mode};
 use super::shots;
 use crate::aws::clients::Clients;
@@ -19,6 +18,7 @@ use crate::aws::describe::Machine;
 use crate::aws::images::{self, Image};
 use crate::aws::snapshots;
 use crate::aws::tags::{self, Tags};
+use crate::ec2run::ledger::Ledger;
 
 /// What belongs together.
 #[derive(Clone, Debug, Serialize)]
@@ -70,7 +70,7 @@ pub async fn take(
     state_dir: &Path,
 ) -> Result<Taken> {
     let look = Look::at(aws, machine, exclude, mode).await?;
-    let ledger = Ledger::begin(aws, &look.machine, state_dir)?;
+    let ledger = Ledger::begin(aws, &look.machine.id, state_dir)?;
     match keep(aws, &look, &ledger).await {
         Ok(set) => {
             ledger.remove_made(aws).await?;

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::Result;
-use super::journal::Thing;
-use super::ledger::Ledger;
 use super::look::{Look, Mode};
 use crate::aws::clients::Clients;
 use crate::aws::error::{AwsError, Kind};
 use crate::aws::images::{self, Image};
 use crate::aws::snapshots::{self, Snapshot};
 use crate::aws::tags;
+use crate::ec2run::journal::Thing;
+use crate::ec2run::ledger::Ledger;
 
 /// What was taken, complete.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! Ways to read a snapshot, with what they take: attached as a volume, or block by block through the EBS direct APIs. Prices are those of us-east-1.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::aws::attach;
 use crate::aws::clients::{Clients, Proxy};
@@ -56,7 +56,7 @@ impl Place {
 }
 
 /// How a volume is read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Way {
     /// A temporary volume, attached to the proxy.
@@ -86,7 +86,7 @@ pub enum Wish {
 }
 
 /// What a way takes.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// Which.
     pub way: Way,
@@ -129,7 +129,7 @@ impl Estimate {
 }
 
 /// What was decided.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
     /// The way that is taken.
     #[serde(flatten)]
@@ -138,14 +138,20 @@ pub struct Decision {
     pub why: String,
 }
 
-/// Decides.
-pub fn decide(wish: Wish, place: &Place, direct: Estimate, attach: Estimate) -> Result<Decision, String> {
+/// Decides. `option` is what the wish was given by.
+pub fn decide(
+    wish: Wish,
+    option: &str,
+    place: &Place,
+    direct: Estimate,
+    attach: Estimate,
+) -> Result<Decision, String> {
     let decision = |estimate, why: String| Ok(Decision { estimate, why });
     match (wish, &place.no_attach) {
         (Wish::Only(Way::Direct), _) => decision(direct, "asked for".into()),
         (Wish::Only(Way::Attach), None) => decision(attach, "asked for".into()),
         (Wish::Only(Way::Attach), Some(why)) => {
-            Err(format!("nothing can be attached here: {why}. Use --read direct"))
+            Err(format!("nothing can be attached here: {why}. Use {option} direct"))
         }
         (Wish::Auto, Some(why)) => decision(direct, format!("nothing can be attached here: {why}")),
         (Wish::Auto, None) => {
@@ -169,7 +175,7 @@ pub fn decide(wish: Wish, place: &Place, direct: Estimate, attach: Estimate) -> 
 mod tests {
     use super::*;
 
-    const RATES: Rates = Rates { get: 1000, list: 50 };
+    const RATES: Rates = Rates { get: 1000, put: 1000, list: 50 };
     const HERE: Place = Place { no_attach: None, traffic: None };
 
     #[test]
@@ -188,7 +194,10 @@ mod tests {
     fn a_little_is_read_by_calls_and_much_is_attached() {
         let way = |bytes, size_gib| {
             let direct = Estimate::direct(bytes, RATES, &HERE);
-            decide(Wish::Auto, &HERE, direct, Estimate::attach(bytes, size_gib, 125)).unwrap().estimate.way
+            decide(Wish::Auto, "--read", &HERE, direct, Estimate::attach(bytes, size_gib, 125))
+                .unwrap()
+                .estimate
+                .way
         };
         assert_eq!(way(100 << 20, 1024), Way::Direct);
         assert_eq!(way(1 << 40, 1024), Way::Attach);
@@ -196,9 +205,9 @@ mod tests {
         let attach = Estimate::attach(1 << 40, 1024, 125);
         let outside =
             Place { no_attach: Some("no EC2".into()), traffic: Some((prices::INTERNET_GIB, "out of AWS")) };
-        let without = decide(Wish::Auto, &outside, direct, attach).unwrap();
+        let without = decide(Wish::Auto, "--read", &outside, direct, attach).unwrap();
         assert!(without.estimate.way == Way::Direct && without.why.contains("no EC2"));
-        assert!(decide(Wish::Only(Way::Attach), &outside, direct, attach).is_err());
+        assert!(decide(Wish::Only(Way::Attach), "--read", &outside, direct, attach).is_err());
         let far = Estimate::direct(1 << 40, RATES, &outside);
         assert!((far.usd - direct.usd - 0.09 * 1024.0).abs() < 0.01, "{far:?}");
     }

@@ -1,7 +1,9 @@
-//! Snapshots read by the EBS direct APIs, as sources of the engine: blocks of 512 KiB that exist are listed, fetched many at a time, and checked.
+//! Snapshots read and written by the EBS direct APIs, as sources and sinks of the engine: blocks of 512 KiB that exist are listed, fetched many at a time,
+//! and checked; new ones are put many at a time, each with its checksum.
 
 mod listing;
 mod reader;
+pub mod writer;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -23,7 +23,7 @@ use crate::ec2backup::chosen::Excluded;
 use crate::ec2backup::job::{Job, Order};
 use crate::ec2backup::look::Mode;
 use crate::ec2backup::part::PartReport;
-use crate::ec2backup::sweep;
+use crate::ec2run::sweep;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -184,7 +184,7 @@ impl Common<'_> {
                 Ok(Done { backup, mode, reads, excluded, notes })
             }
             Err(failure) => {
-                job.undo(crate::ec2backup::Error::Refused(String::new()));
+                job.undo(crate::ec2run::Error::Refused(String::new()));
                 Err(failure)
             }
         }

@@ -15,9 +15,9 @@ use crate::aws::clients::{Clients, Proxy};
 use crate::aws::describe::{self, Machine};
 use crate::aws::error::{self, Kind};
 use crate::aws::identity::{self, Clock};
-use crate::ec2backup;
-use crate::ec2backup::journal::Runs;
-use crate::ec2backup::sweep;
+use crate::ec2run;
+use crate::ec2run::journal::Runs;
+use crate::ec2run::sweep::{self, Sweeping};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -55,7 +55,7 @@ async fn checks(
     instance: Option<&str>,
     sys: &Path,
     state_dir: &Path,
-) -> ec2backup::Result<Vec<Check>> {
+) -> ec2run::Result<Vec<Check>> {
     let clock = Clock::default();
     let (mut checks, reached) = credentials(aws, &clock).await?;
     let proxy = aws.proxy().await;
@@ -158,7 +158,7 @@ async fn find_instance(
 }
 
 /// What runs left that died.
-async fn leftovers(aws: &Clients, state_dir: &Path) -> ec2backup::Result<Check> {
+async fn leftovers(aws: &Clients, state_dir: &Path) -> ec2run::Result<Check> {
     const NAME: &str = "leftovers";
     const ADVICE: &str =
         "`penstock ec2 sweep` takes them away, and so does the next backup what runs of this machine left";
@@ -170,7 +170,7 @@ async fn leftovers(aws: &Clients, state_dir: &Path) -> ec2backup::Result<Check> 
             return Ok(Check::warn(NAME, format!("not checked: {error}"), "see PENSTOCK_STATE_DIR"));
         }
     };
-    match sweep::sweep(aws, state_dir, true, false).await {
+    match sweep::sweep(aws, state_dir, Sweeping { dry_run: true, ..Sweeping::default() }).await {
         Ok(swept) if swept.removed.is_empty() && dead == 0 => {
             let kept = match swept.kept.len() as u64 {
                 0 => "none".to_owned(),
@@ -192,8 +192,8 @@ async fn leftovers(aws: &Clients, state_dir: &Path) -> ec2backup::Result<Check> 
             }
             Ok(Check::warn(NAME, text, ADVICE))
         }
-        Err(ec2backup::Error::Aws(error)) if error.kind == Kind::Cancelled => Err(error.into()),
-        Err(ec2backup::Error::Aws(error)) if error.is_refusal() => {
+        Err(ec2run::Error::Aws(error)) if error.kind == Kind::Cancelled => Err(error.into()),
+        Err(ec2run::Error::Aws(error)) if error.is_refusal() => {
             let found = format!("not checked: {} is needed", error::action_of(error.call));
             Ok(Check::warn(NAME, found, "see above"))
         }

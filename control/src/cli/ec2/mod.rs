@@ -6,6 +6,7 @@ mod iam_policy;
 mod list;
 mod order;
 mod plan;
+mod restore;
 mod snapshot;
 mod sweep;
 mod which;
@@ -23,7 +24,7 @@ use crate::aws::clients::{Clients, Options};
 use crate::aws::error::{AwsError, Kind};
 use crate::aws::limiter::Rates;
 use crate::aws::resolver::Roots;
-use crate::ec2backup;
+use crate::ec2run;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,12 +32,13 @@ Examples:
   penstock ec2 plan i-0123456789abcdef0
   penstock ec2 backup i-0123456789abcdef0
   penstock ec2 backup --tag backup=nightly --read auto
+  penstock ec2 restore latest:i-0123456789abcdef0 --dry-run
   penstock ec2 sweep --dry-run
   penstock ec2 doctor
 
 Credentials and region are found as the AWS command line finds them; AWS_ENDPOINT_URL_EC2, _EBS and _STS name other endpoints.";
 
-/// Back up EC2 instances through snapshots, attached volumes and the EBS direct APIs
+/// Back up and restore EC2 instances through snapshots, attached volumes and the EBS direct APIs
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -68,6 +70,17 @@ struct Reach {
         default_value_t = 1000
     )]
     ebs_get_rate: u32,
+
+    /// PutSnapshotBlock calls a second, likewise
+    #[arg(
+        long,
+        global = true,
+        env = "PENSTOCK_EBS_PUT_RATE",
+        hide_env_values = true,
+        value_name = "N",
+        default_value_t = 1000
+    )]
+    ebs_put_rate: u32,
 
     /// Calls a second that list blocks
     #[arg(
@@ -109,6 +122,7 @@ enum Verb {
     Plan(plan::Args),
     Backup(backup::Args),
     Snapshot(snapshot::Args),
+    Restore(Box<restore::Args>),
     Sweep(sweep::Args),
     Doctor(doctor::Args),
     IamPolicy(iam_policy::Args),
@@ -121,6 +135,7 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
         Verb::Plan(verb) => plan::run(verb, &args.reach, session),
         Verb::Backup(verb) => backup::run(verb, &args.reach, session),
         Verb::Snapshot(verb) => snapshot::run(verb, &args.reach, session),
+        Verb::Restore(verb) => restore::run(verb, &args.reach, session),
         Verb::Sweep(verb) => sweep::run(verb, &args.reach, session),
         Verb::Doctor(verb) => doctor::run(verb, &args.reach, session),
         Verb::IamPolicy(verb) => iam_policy::run(verb),
@@ -134,6 +149,9 @@ impl Args {
             Verb::Backup(_) => {
                 "interrupted; snapshots and volumes it made are removed, what was stored is found again by the next run"
             }
+            Verb::Restore(_) => {
+                "interrupted; what it made is removed, and volumes it took are back (with --keep: --resume goes on)"
+            }
             Verb::Snapshot(_) => "interrupted; sets that were not complete are removed",
             _ => "interrupted",
         }
@@ -143,10 +161,15 @@ impl Args {
 impl Reach {
     /// Clients of the services.
     fn clients(&self, session: &Session) -> Result<Arc<Clients>, Failure> {
+        self.clients_in(session, None)
+    }
+
+    /// As [`clients`](Self::clients), in another region where the user names none.
+    fn clients_in(&self, session: &Session, region: Option<&str>) -> Result<Arc<Clients>, Failure> {
         let options = Options {
-            region: self.region.clone(),
+            region: self.region.clone().or_else(|| region.map(str::to_owned)),
             profile: self.profile.clone(),
-            rates: Rates { get: self.ebs_get_rate, list: self.ebs_list_rate },
+            rates: Rates { get: self.ebs_get_rate, put: self.ebs_put_rate, list: self.ebs_list_rate },
         };
         let runtime = Runtime::start()?;
         Ok(Arc::new(Clients::connect(runtime, &options, session.interrupt.flag())?))
@@ -166,12 +189,12 @@ impl From<AwsError> for Failure {
     }
 }
 
-impl From<ec2backup::Error> for Failure {
-    fn from(error: ec2backup::Error) -> Self {
+impl From<ec2run::Error> for Failure {
+    fn from(error: ec2run::Error) -> Self {
         match error {
-            ec2backup::Error::Aws(error) => error.into(),
-            ec2backup::Error::Engine(error) => Failure::Engine(error),
-            ec2backup::Error::Refused(why) => Failure::Failed(why),
+            ec2run::Error::Aws(error) => error.into(),
+            ec2run::Error::Engine(error) => Failure::Engine(error),
+            ec2run::Error::Refused(why) => Failure::Failed(why),
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::aws::describe::Machine;
 use crate::ec2backup::chosen::Excluded;
 use crate::ec2backup::look::Mode;
 use crate::ec2backup::retained::{self, Judged, Set, Taken};
-use crate::ec2backup::sweep;
+use crate::ec2run::sweep;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -119,7 +119,7 @@ async fn fill(
     machine: Machine,
     state_dir: &Path,
     report: &mut Report,
-) -> crate::ec2backup::Result<()> {
+) -> crate::ec2run::Result<()> {
     let instance = machine.id.clone();
     if !args.dry_run {
         let exclude = args.which.exclude();

@@ -5,7 +5,7 @@ use super::super::output::{self, Table};
 use super::super::session::Session;
 use super::super::{host, units};
 use super::Reach;
-use crate::ec2backup::sweep::{self, Found};
+use crate::ec2run::sweep::{self, Found, Sweeping};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,18 +34,25 @@ pub fn run(args: &Args, reach: &Reach, session: &Session) -> Outcome {
     let aws = reach.clients(session)?;
     let _hold = session.interrupt.hold();
     let state_dir = host::state_dir()?;
-    let swept = aws.block_on(sweep::sweep(&aws, &state_dir, args.dry_run, args.other_machines))?;
+    let how = Sweeping { dry_run: args.dry_run, others: args.other_machines, spare_restores: false };
+    let swept = aws.block_on(sweep::sweep(&aws, &state_dir, how))?;
     if session.globals.json {
         output::print_json(&swept)?;
     } else {
         let mut table = Table::new(&["", "what", "id", "why"]);
         let word = if args.dry_run { "would go" } else { "removed" };
-        for (word, list) in [(word, &swept.removed), ("left", &swept.kept), ("FAILED", &swept.failed)] {
+        let back = if args.dry_run { "would go back" } else { "brought back" };
+        for (word, list) in [
+            (word, &swept.removed),
+            (back, &swept.returned),
+            ("left", &swept.kept),
+            ("FAILED", &swept.failed),
+        ] {
             for Found { thing, id, why } in list {
                 table.row(vec![word.into(), thing.name().into(), id.clone(), why.clone()]);
             }
         }
-        match (swept.removed.len(), swept.kept.len() + swept.failed.len()) {
+        match (swept.removed.len() + swept.returned.len(), swept.kept.len() + swept.failed.len()) {
             (0, 0) => output::print("nothing is left behind\n")?,
             _ => output::print(&table.text())?,
         }

@@ -1,7 +1,7 @@
 //! What a run makes in the account, written down before it is asked for and once its id is known. The file is locked while the run lives: one that is not
 //! locked is of a run that died. Tags in the account say the same; the journal knows also what cannot be seen there yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use penstock_engine::{Error, Result};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Kinds of things in an account.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -20,6 +21,10 @@ pub enum Thing {
     Snapshot,
     /// `ami-…`.
     Image,
+    /// `i-…`.
+    Instance,
+    /// `sg-…`.
+    Group,
 }
 
 impl Thing {
@@ -29,6 +34,8 @@ impl Thing {
             Thing::Volume => "volume",
             Thing::Snapshot => "snapshot",
             Thing::Image => "image",
+            Thing::Instance => "instance",
+            Thing::Group => "security group",
         }
     }
 }
@@ -48,6 +55,11 @@ enum Step {
         region: String,
         at_s: i64,
     },
+    /// What a restore is to do, so that it can be continued, and until when its things are not leftovers.
+    Planned {
+        expires: String,
+        plan: Value,
+    },
     Asked {
         ask: Ask,
         thing: Thing,
@@ -59,11 +71,33 @@ enum Step {
         thing: Thing,
         id: String,
         at_s: i64,
+        /// What a continued run knows it by.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        role: Option<String>,
     },
     /// Taken away, or made to stay.
     Settled {
         id: String,
     },
+    /// A part of the work is done, and need not be done again.
+    Done {
+        what: String,
+    },
+    /// A volume of the user's was taken from where it was.
+    Lent(Loan),
+    /// It is there again.
+    Returned {
+        volume: String,
+    },
+}
+
+/// A volume of the user's that is at the proxy for a while.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Loan {
+    /// `vol-…`.
+    pub volume: String,
+    /// Where it belongs: instance and device; nowhere if `None`.
+    pub home: Option<(String, String)>,
 }
 
 /// Of this run.
@@ -81,12 +115,25 @@ pub struct Dead {
     path: PathBuf,
     /// Its id.
     pub run: String,
+    /// Where.
+    pub region: String,
     /// What it made and did not take away, and when (Unix seconds).
     pub left: BTreeMap<String, (Thing, i64)>,
+    /// What was made for what, also what stays.
+    pub roles: BTreeMap<String, String>,
+    /// What was made to stay, or is gone.
+    pub settled: BTreeSet<String>,
+    /// Parts of the work that are done.
+    pub done: BTreeSet<String>,
+    /// What a restore was to do, and until when its things are no leftovers.
+    pub planned: Option<(String, Value)>,
+    /// Volumes of the user's that are not where they belong.
+    pub loans: Vec<Loan>,
     /// When it last asked for something without having noted an answer.
     pub unanswered_s: Option<i64>,
+    asked: u32,
     // held, so that two sweeps do not meet
-    _file: File,
+    file: File,
 }
 
 /// What is known of runs of this machine.
@@ -141,9 +188,35 @@ impl Journal {
         Ok(ask)
     }
 
-    /// It has this id.
-    pub fn made(&mut self, ask: Option<Ask>, thing: Thing, id: &str) -> Result<()> {
-        self.write(&Step::Made { ask, thing, id: id.to_owned(), at_s: now_s() })
+    /// It has this id. `role`: what a continued run knows it by.
+    pub fn made(&mut self, ask: Option<Ask>, thing: Thing, id: &str, role: Option<&str>) -> Result<()> {
+        let role = role.map(str::to_owned);
+        self.write(&Step::Made { ask, thing, id: id.to_owned(), at_s: now_s(), role })
+    }
+
+    /// What a restore is to do.
+    pub fn planned(&mut self, expires: &str, plan: &Value) -> Result<()> {
+        self.write(&Step::Planned { expires: expires.to_owned(), plan: plan.clone() })
+    }
+
+    /// A part of the work is done.
+    pub fn done(&mut self, what: &str) -> Result<()> {
+        self.write(&Step::Done { what: what.to_owned() })
+    }
+
+    /// A volume of the user's is about to be taken from where it is.
+    pub fn lent(&mut self, loan: &Loan) -> Result<()> {
+        self.write(&Step::Lent(loan.clone()))
+    }
+
+    /// It is there again.
+    pub fn returned(&mut self, volume: &str) -> Result<()> {
+        self.write(&Step::Returned { volume: volume.to_owned() })
+    }
+
+    /// A file of this run's own beside the journal, which goes with it.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        beside(&self.path, name)
     }
 
     /// It was taken away, or made to stay.
@@ -153,7 +226,7 @@ impl Journal {
 
     /// Everything is settled.
     pub fn end(self) {
-        let _ = fs::remove_file(&self.path);
+        remove(&self.path);
     }
 
     fn write(&mut self, step: &Step) -> Result<()> {
@@ -166,10 +239,34 @@ impl Journal {
     }
 }
 
+/// `RUN.NAME` beside `RUN.jsonl`.
+fn beside(path: &Path, name: &str) -> PathBuf {
+    path.with_extension(name)
+}
+
+/// Removes a journal, and what lies beside it: that first, since nobody finds it without the journal.
+fn remove(path: &Path) {
+    let of_run = |entry: &fs::DirEntry| {
+        let other = entry.path();
+        let stem = |p: &Path| Some(p.file_name()?.to_str()?.split('.').next()?.to_owned());
+        other != path && stem(&other) == stem(path)
+    };
+    let entries = path.parent().and_then(|dir| fs::read_dir(dir).ok());
+    for entry in entries.into_iter().flatten().flatten().filter(of_run) {
+        let _ = fs::remove_file(entry.path());
+    }
+    let _ = fs::remove_file(path);
+}
+
 impl Dead {
     /// Nothing of it is left.
     pub fn end(self) {
-        let _ = fs::remove_file(&self.path);
+        remove(&self.path);
+    }
+
+    /// Goes on with it.
+    pub fn revive(self) -> Journal {
+        Journal { path: self.path, file: self.file, asked: self.asked, run: self.run }
     }
 }
 
@@ -191,6 +288,9 @@ impl Runs {
                 continue;
             };
             let run = run.to_owned();
+            if !matches!(end, "jsonl" | "new") {
+                continue;
+            }
             let Ok(file) = OpenOptions::new().read(true).append(true).open(&path) else { continue };
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
                 runs.alive.push(run);
@@ -208,22 +308,52 @@ impl Runs {
 fn read_dead(path: PathBuf, run: String, mut file: File) -> Dead {
     let mut text = String::new();
     let _ = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut text));
-    let mut left = BTreeMap::new();
     let mut unanswered: BTreeMap<Ask, i64> = BTreeMap::new();
+    let mut dead = Dead {
+        path,
+        run,
+        region: String::new(),
+        left: BTreeMap::new(),
+        roles: BTreeMap::new(),
+        settled: BTreeSet::new(),
+        done: BTreeSet::new(),
+        planned: None,
+        loans: Vec::new(),
+        unanswered_s: None,
+        asked: 0,
+        file,
+    };
     // A line that a crash cut short does not parse.
     for step in text.lines().filter_map(|line| serde_json::from_str::<Step>(line).ok()) {
         match step {
-            Step::Begun { .. } => {}
-            Step::Asked { ask, at_s, .. } => drop(unanswered.insert(ask, at_s)),
-            Step::Made { ask, thing, id, at_s } => {
-                ask.and_then(|ask| unanswered.remove(&ask));
-                left.insert(id, (thing, at_s));
+            Step::Begun { region, .. } => dead.region = region,
+            Step::Planned { expires, plan } => dead.planned = Some((expires, plan)),
+            Step::Asked { ask, at_s, .. } => {
+                dead.asked = dead.asked.max(ask.0 + 1);
+                unanswered.insert(ask, at_s);
             }
-            Step::Settled { id } => drop(left.remove(&id)),
+            Step::Made { ask, thing, id, at_s, role } => {
+                ask.and_then(|ask| unanswered.remove(&ask));
+                if let Some(role) = role {
+                    dead.roles.insert(role, id.clone());
+                }
+                dead.left.insert(id, (thing, at_s));
+            }
+            Step::Settled { id } => {
+                dead.left.remove(&id);
+                dead.settled.insert(id);
+            }
+            Step::Done { what } => drop(dead.done.insert(what)),
+            Step::Lent(loan) => dead.loans.push(loan),
+            Step::Returned { volume } => dead.loans.retain(|loan| loan.volume != volume),
         }
     }
-    let unanswered_s = unanswered.into_values().max();
-    Dead { path, run, left, unanswered_s, _file: file }
+    dead.unanswered_s = unanswered.into_values().max();
+    // What was cut short must not run into what a continued run writes.
+    if !text.is_empty() && !text.ends_with('\n') {
+        let _ = dead.file.write_all(b"\n");
+    }
+    dead
 }
 
 #[cfg(test)]
@@ -236,8 +366,8 @@ mod tests {
         let mut journal = Journal::begin(dir.path(), "i-1", "us-east-1").unwrap();
         let ask = journal.asks(Thing::Snapshot).unwrap();
         let other = journal.asks(Thing::Volume).unwrap();
-        journal.made(Some(ask), Thing::Snapshot, "snap-1").unwrap();
-        journal.made(Some(ask), Thing::Snapshot, "snap-2").unwrap();
+        journal.made(Some(ask), Thing::Snapshot, "snap-1", None).unwrap();
+        journal.made(Some(ask), Thing::Snapshot, "snap-2", Some("of vol-1")).unwrap();
         journal.settled("snap-1").unwrap();
         let run = journal.run.clone();
         assert_eq!(Runs::read(dir.path()).unwrap().alive, std::slice::from_ref(&run));
@@ -247,9 +377,37 @@ mod tests {
         let dead = runs.dead.pop().unwrap();
         assert_eq!((dead.run.as_str(), dead.left.len()), (run.as_str(), 1));
         assert!(dead.left.contains_key("snap-2") && dead.unanswered_s.is_some(), "the volume was asked for");
+        assert_eq!(dead.region, "us-east-1");
+        let beside = dead.path.with_extension("vol-1.sums");
+        std::fs::write(&beside, "x").unwrap();
+        let mut again = dead.revive();
+        assert_eq!(again.beside("vol-1.sums"), beside);
+        let third = again.asks(Thing::Instance).unwrap();
+        assert!(third != ask && third != other);
+        drop(again);
+        let dead = Runs::read(dir.path()).unwrap().dead.pop().unwrap();
+        assert_eq!(dead.roles["of vol-1"], "snap-2");
+        assert!(dead.settled.contains("snap-1"));
         dead.end();
         assert!(Runs::read(dir.path()).unwrap().dead.is_empty());
+        assert!(!beside.exists(), "what lies beside a journal goes with it");
         assert_ne!(ask, other);
+    }
+
+    #[test]
+    fn loans_are_known_until_they_are_returned() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::begin(dir.path(), "i-1", "us-east-1").unwrap();
+        let home = Some(("i-9".to_owned(), "/dev/sdf".to_owned()));
+        for volume in ["vol-1", "vol-2"] {
+            journal.lent(&Loan { volume: volume.into(), home: home.clone() }).unwrap();
+        }
+        journal.returned("vol-1").unwrap();
+        journal.planned("2030-01-01T00:00:00Z", &serde_json::json!({"a": 1})).unwrap();
+        drop(journal);
+        let dead = Runs::read(dir.path()).unwrap().dead.pop().unwrap();
+        assert_eq!(dead.loans, [Loan { volume: "vol-2".into(), home }]);
+        assert_eq!(dead.planned.as_ref().unwrap().1["a"], 1);
     }
 
     #[test]

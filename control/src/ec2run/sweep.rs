@@ -3,16 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use aws_sdk_ec2::types::Filter;
 use serde::Serialize;
 
-use super::journal::{Runs, Thing};
+use super::journal::{Dead, Loan, Runs, Thing};
 use super::{Error, Result};
 use crate::aws::clients::Clients;
 use crate::aws::error::{AwsError, Kind};
 use crate::aws::images::{self, Image};
 use crate::aws::retry::{GRACE, Patience};
 use crate::aws::tags::{self, Tags};
-use crate::aws::{attach, describe, snapshots};
+use crate::aws::{attach, describe, launch, network, snapshots};
 
 /// Something in the account that penstock made.
 #[derive(Clone, Debug, Serialize)]
@@ -30,6 +31,8 @@ pub struct Found {
 pub struct Swept {
     /// Taken away, or to be taken away in a dry run.
     pub removed: Vec<Found>,
+    /// Volumes of the user's, brought back to where they belong.
+    pub returned: Vec<Found>,
     /// Left alone.
     pub kept: Vec<Found>,
     /// What could not be taken away, with the reason.
@@ -51,7 +54,11 @@ async fn tagged(aws: &Clients, run: Option<&str>) -> Result<Vec<Tagged>, AwsErro
         None => tags::with_key(tags::RUN),
     }];
     let mut found = Vec::new();
-    // Images first: their snapshots cannot go before them.
+    // Instances first, which hold volumes and groups.
+    for (id, tags) in launch::find(aws, &[], &filters, Patience::USUAL).await? {
+        found.push(Tagged { thing: Thing::Instance, id, tags, image: None });
+    }
+    // Images before their snapshots, which cannot go before them.
     let images = match images::find(aws, &[], &filters).await {
         // Whoever may not look at images makes none; volumes and snapshots go nevertheless.
         Err(error) if error.kind == Kind::Denied => {
@@ -72,6 +79,14 @@ async fn tagged(aws: &Clients, run: Option<&str>) -> Result<Vec<Tagged>, AwsErro
     for snapshot in snapshots::find(aws, &[], &filters, Patience::USUAL).await? {
         found.push(Tagged { thing: Thing::Snapshot, id: snapshot.id, tags: snapshot.tags, image: None });
     }
+    let groups = match network::groups(aws, &filters).await {
+        // As with images.
+        Err(error) if error.kind == Kind::Denied => Vec::new(),
+        groups => groups?,
+    };
+    for (id, tags) in groups {
+        found.push(Tagged { thing: Thing::Group, id, tags, image: None });
+    }
     Ok(found)
 }
 
@@ -81,6 +96,8 @@ async fn remove(aws: &Clients, found: &Tagged) -> Result<(), AwsError> {
         (Thing::Snapshot, _) => snapshots::delete(aws, &found.id).await,
         (Thing::Image, Some(image)) => images::remove(aws, image).await,
         (Thing::Image, None) => Ok(()),
+        (Thing::Instance, _) => launch::terminate(aws, &found.id).await,
+        (Thing::Group, _) => network::remove_group(aws, &found.id).await,
     }
 }
 
@@ -88,30 +105,66 @@ fn is_temporary(tags: &Tags) -> bool {
     tags.get(tags::PURPOSE).is_some_and(|purpose| purpose == tags::TEMPORARY)
 }
 
-/// Takes away everything temporary that this run made, as its tags say. `known` is what the run remembers: looked up by id, since lists may be behind.
+/// Takes away everything temporary that this run made, as its tags say. `known` is what the run remembers: looked up by id, since lists may be behind; for
+/// the same reason `stay` names what does not go whatever a list says.
 pub async fn remove_run(
     aws: &Clients,
     run: &str,
     known: &BTreeMap<String, Thing>,
+    stay: &BTreeSet<String>,
 ) -> Result<Vec<String>, AwsError> {
+    let mut found = tagged(aws, Some(run)).await?;
     let mut gone = BTreeSet::new();
-    for found in tagged(aws, Some(run)).await? {
+    for (id, thing) in known {
+        if !found.iter().any(|f| f.id == *id) {
+            match look_up(aws, *thing, id, Patience::FRESH).await? {
+                Some(more) => found.push(more),
+                None => drop(gone.insert(id.clone())),
+            }
+        }
+    }
+    found.retain(|f| !stay.contains(&f.id));
+    // Instances end before what they hold, images before their snapshots, groups last.
+    found.sort_by_key(|f| order_of(f.thing));
+    for found in found {
         if is_temporary(&found.tags) {
             remove(aws, &found).await?;
-            gone.insert(found.id);
         }
-    }
-    for (id, thing) in known {
-        if !gone.contains(id)
-            && let Some(found) = look_up(aws, *thing, id, Patience::FRESH).await?
-        {
-            if is_temporary(&found.tags) {
-                remove(aws, &found).await?;
-            }
-            gone.insert(id.clone());
-        }
+        gone.insert(found.id);
     }
     Ok(gone.into_iter().collect())
+}
+
+/// What goes first.
+fn order_of(thing: Thing) -> u8 {
+    match thing {
+        Thing::Instance => 0,
+        Thing::Image => 1,
+        Thing::Volume => 2,
+        Thing::Snapshot => 3,
+        Thing::Group => 4,
+    }
+}
+
+/// Brings a volume of the user's back to where it belongs; it is well if it is there, or gone.
+pub async fn bring_back(aws: &Clients, loan: &Loan) -> Result<(), AwsError> {
+    let ids = [loan.volume.clone()];
+    let found = match describe::volumes(aws, &ids, &[], Patience::USUAL).await {
+        Err(error) if error.kind == Kind::NotFound => return Ok(()),
+        found => found?,
+    };
+    let at = found.iter().flat_map(|v| &v.attachments).find(|(_, _, state)| state != "detached");
+    match (&loan.home, at) {
+        (None, None) => Ok(()),
+        (Some((instance, device)), Some((i, d, _))) if i == instance && d == device => Ok(()),
+        (home, _) => {
+            attach::detach(aws, &loan.volume).await?;
+            match home {
+                Some((instance, device)) => attach::attach_as(aws, instance, &loan.volume, device).await,
+                None => Ok(()),
+            }
+        }
+    }
 }
 
 /// An object by its id; `None` if there is none.
@@ -132,6 +185,15 @@ async fn look_up(
         Thing::Image => images::find(aws, &ids, &[]).await.map(|mut list| {
             list.pop().map(|i| Tagged { thing, id: i.id.clone(), tags: i.tags.clone(), image: Some(i) })
         }),
+        Thing::Instance => launch::find(aws, &ids, &[], patience)
+            .await
+            .map(|mut list| list.pop().map(|(id, tags)| Tagged { thing, id, tags, image: None })),
+        Thing::Group => {
+            let by_id = Filter::builder().name("group-id").values(id).build();
+            network::groups(aws, &[by_id])
+                .await
+                .map(|mut list| list.pop().map(|(id, tags)| Tagged { thing, id, tags, image: None }))
+        }
     };
     match found {
         Err(error) if error.kind == Kind::NotFound => Ok(None),
@@ -139,18 +201,51 @@ async fn look_up(
     }
 }
 
-/// As [`sweep`], of dead runs of this machine only; nothing is asked if there are none.
+/// As [`sweep`], of dead runs of this machine only; nothing is asked if there are none. Restores that can be continued are left alone.
 pub async fn sweep_dead(aws: &Clients, state_dir: &Path) -> Result<Vec<Found>> {
-    if Runs::read(state_dir).map_err(Error::Engine)?.dead.is_empty() {
+    let runs = Runs::read(state_dir).map_err(Error::Engine)?;
+    if !runs.dead.iter().any(|dead| dead.planned.is_none() && dead.region == aws.region) {
         return Ok(Vec::new());
     }
-    Ok(sweep(aws, state_dir, false, false).await?.removed)
+    Ok(sweep_runs(aws, runs, Sweeping { spare_restores: true, ..Sweeping::default() }).await?.removed)
 }
 
-/// Finds and takes away leftovers. `others`: also of runs of other machines that are not expired.
-pub async fn sweep(aws: &Clients, state_dir: &Path, dry_run: bool, others: bool) -> Result<Swept> {
-    let runs = Runs::read(state_dir).map_err(Error::Engine)?;
+/// How leftovers are taken away.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sweeping {
+    /// Nothing is taken away.
+    pub dry_run: bool,
+    /// Also what runs of other machines made that is not expired.
+    pub others: bool,
+    /// Restores that died and can be continued are left alone.
+    pub spare_restores: bool,
+}
+
+/// Finds and takes away leftovers.
+pub async fn sweep(aws: &Clients, state_dir: &Path, how: Sweeping) -> Result<Swept> {
+    sweep_runs(aws, Runs::read(state_dir).map_err(Error::Engine)?, how).await
+}
+
+async fn sweep_runs(aws: &Clients, mut runs: Runs, how: Sweeping) -> Result<Swept> {
+    let Sweeping { dry_run, others, spare_restores } = how;
+    // What another region has is not to be seen here.
+    let (here, _) = std::mem::take(&mut runs.dead).into_iter().partition(|dead| dead.region == aws.region);
+    runs.dead = here;
+    if spare_restores {
+        let (spared, dead) = std::mem::take(&mut runs.dead).into_iter().partition(|d| d.planned.is_some());
+        runs.dead = dead;
+        let spared: Vec<Dead> = spared;
+        runs.alive.extend(spared.into_iter().map(|dead| dead.run));
+    }
     let mut swept = Swept::default();
+    for loan in runs.dead.iter().flat_map(|dead| &dead.loans) {
+        let why = "its restore died: it is brought back to where it was".to_owned();
+        let found = Found { thing: Thing::Volume, id: loan.volume.clone(), why };
+        match if dry_run { Ok(()) } else { bring_back(aws, loan).await } {
+            Ok(()) => swept.returned.push(found),
+            Err(error) => swept.failed.push(Found { why: error.to_string(), ..found }),
+        }
+    }
     let mut going = Vec::new();
     let mut seen = BTreeSet::new();
     let mut anchors: BTreeMap<(String, String), Vec<(String, String)>> = BTreeMap::new();
@@ -158,6 +253,9 @@ pub async fn sweep(aws: &Clients, state_dir: &Path, dry_run: bool, others: bool)
         seen.insert(found.id.clone());
         if !is_temporary(&found.tags) {
             note_anchor(&found, &mut anchors);
+            continue;
+        }
+        if runs.dead.iter().any(|dead| dead.settled.contains(&found.id)) {
             continue;
         }
         let run = found.tags.get(tags::RUN).cloned().unwrap_or_default();
@@ -210,6 +308,7 @@ pub async fn sweep(aws: &Clients, state_dir: &Path, dry_run: bool, others: bool)
             going.push((found, Found { thing, id, why }));
         }
     }
+    going.sort_by_key(|(found, _)| order_of(found.thing));
     for (found, report) in going {
         let outcome = if dry_run { Ok(()) } else { remove(aws, &found).await };
         match outcome {
@@ -222,8 +321,11 @@ pub async fn sweep(aws: &Clients, state_dir: &Path, dry_run: bool, others: bool)
         }
     }
     if !dry_run {
-        let done = runs.dead.into_iter().filter(|dead| !waiting.contains(&dead.run));
-        done.for_each(super::journal::Dead::end);
+        let unreturned = |dead: &Dead| {
+            dead.loans.iter().any(|loan| swept.failed.iter().any(|failed| failed.id == loan.volume))
+        };
+        let done = runs.dead.into_iter().filter(|dead| !waiting.contains(&dead.run) && !unreturned(dead));
+        done.for_each(Dead::end);
     }
     Ok(swept)
 }
