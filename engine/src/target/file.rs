@@ -55,7 +55,7 @@ fn prepare_fresh(file: File, path: &Path, name: String, options: TargetOptions) 
 }
 
 /// The counterpart of `direct_reads_work` for a file that is empty, and is again when this returns.
-fn direct_writes_work(file: &File) -> io::Result<bool> {
+pub(super) fn direct_writes_work(file: &File) -> io::Result<bool> {
     let written = file.write_at(&AlignedBuf::new(IO_ALIGN), 0);
     file.set_len(0)?;
     match written {

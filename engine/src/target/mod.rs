@@ -3,6 +3,7 @@
 
 mod device;
 mod file;
+mod qcow2;
 mod sink;
 mod zero;
 
@@ -20,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::io::file::OpenFile;
 use crate::limits::{IO_ALIGN, VOLUME_BYTES_MAX};
 
+pub use qcow2::Qcow2Sink;
 pub use sink::{BlockSink, checked_block_bytes};
 
 /// What is to be written, and over what.
@@ -95,6 +97,13 @@ pub fn open(path: &Path, options: TargetOptions) -> Result<Target> {
     } else {
         Err(refused(&name, "it is neither a block device nor a regular file"))
     }
+}
+
+/// Makes the entry of a new file durable.
+fn sync_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let synced = File::open(parent).and_then(|dir| dir.sync_all());
+    synced.map_err(Error::io("sync", parent.display()))
 }
 
 fn refused(target: &str, why: impl Into<String>) -> Error {
@@ -183,10 +192,7 @@ impl Target {
         }
         file.sync_all().map_err(fail())?;
         if self.kind == TargetKind::File {
-            let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            let parent = parent.unwrap_or(Path::new("."));
-            let synced = File::open(parent).and_then(|dir| dir.sync_all());
-            synced.map_err(Error::io("sync", parent.display()))?;
+            sync_parent(&self.path)?;
         }
         Ok(())
     }
