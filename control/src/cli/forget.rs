@@ -11,12 +11,15 @@ use penstock_engine::retention::{self, Reason};
 use penstock_engine::{Error, forget};
 use serde::Serialize;
 
+use super::ec2::kept;
 use super::exit::{Exit, Failure, Outcome};
 use super::keep::{KeepArgs, local_time, zone_name};
 use super::output::{self, Table};
 use super::session::Session;
 use super::spent::Spent;
 use super::{args, list, units};
+use crate::ec2restore::kept::Removed;
+use crate::ec2run::sweep::Found;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,7 +27,7 @@ Examples:
   penstock forget --keep-last 3 --keep-within 14d --keep-tag pin --name web-01 --name db-01
   penstock forget 01a20c61731f 01a211871b1f
 
-Space comes back with `penstock gc`.";
+Space comes back with `penstock gc`. Images (AMIs) and anchors that recovery points of EC2 instances kept in the account go, too.";
 
 /// Remove recovery points: those named, or those that a policy does not keep
 ///
@@ -67,6 +70,8 @@ struct Report<'a> {
     removed: usize,
     removed_logical_bytes: u64,
     damaged: &'a [String],
+    /// What the points kept in AWS accounts.
+    account: &'a Removed,
     #[serde(flatten)]
     spent: Spent,
 }
@@ -119,13 +124,24 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
     if !args.dry_run {
         remove(&repo, &going, session)?;
     }
+    let gone = decided.iter().filter(|item| item.goes()).filter_map(|item| item.point.as_ref());
+    let account = kept::forget(session, &repo, gone, args.dry_run);
     if session.globals.json {
-        output::print_json(&json(args, &decided, &damaged, &zone, &repo))?;
+        output::print_json(&json(args, &decided, &damaged, &account.things, &zone, &repo))?;
     } else {
         output::print(&text(args, &decided, &zone))?;
+        output::print(&account_text(args, &account.things))?;
         if let Some(spent) = Spent::of(&repo).text() {
             output::print(&format!("requests: {spent}\n"))?;
         }
+    }
+    for left in &account.things.failed {
+        tracing::warn!("{} {} is still in the account: {}", left.thing.name(), left.id, left.why);
+    }
+    for problem in &account.problems {
+        tracing::warn!(
+            "what the recovery points kept in the AWS account was not looked for ({problem}). `penstock ec2 sweep` with this repository takes it away"
+        );
     }
     damaged.iter().for_each(|problem| tracing::error!("not removed, since it cannot be read: {problem}"));
     Ok(if damaged.is_empty() { Exit::Done } else { Exit::Damage })
@@ -203,6 +219,7 @@ fn json<'a>(
     args: &Args,
     decided: &'a [Decided],
     damaged: &'a [String],
+    account: &'a Removed,
     zone: &'a TimeZone,
     repo: &Repository,
 ) -> Report<'a> {
@@ -224,8 +241,16 @@ fn json<'a>(
         removed,
         removed_logical_bytes: going_bytes(decided),
         damaged,
+        account,
         spent: Spent::of(repo),
     }
+}
+
+/// What went in accounts, one line for each thing.
+fn account_text(args: &Args, account: &Removed) -> String {
+    let word = if args.dry_run { "would be removed" } else { "removed" };
+    let line = |found: &Found| format!("{} {} {word}: {}\n", found.thing.name(), found.id, found.why);
+    account.removed.iter().map(line).collect()
 }
 
 fn going_bytes(decided: &[Decided]) -> u64 {

@@ -1,22 +1,32 @@
-//! What a recovery point kept in the account: the image of its root in mode ami, and the anchors that were read for it. When the point is forgotten, they go.
+//! What recovery points keep in the account: the image of a root in mode ami with its snapshot, and anchors. When a point is forgotten, they go.
 
 use penstock_engine::format::point::RecoveryPoint;
 use serde::Serialize;
 
 use super::Result;
 use crate::aws::clients::Clients;
+use crate::aws::error::Kind;
+use crate::aws::images::{self, Image};
 use crate::aws::retry::Patience;
-use crate::aws::tags;
-use crate::aws::{images, snapshots};
+use crate::aws::snapshots;
+use crate::aws::tags::{self, Tags};
 use crate::ec2run::journal::Thing;
 use crate::ec2run::sweep::Found;
 
-/// Whether a recovery point may have kept something in an account.
-pub fn may_have(point: &RecoveryPoint) -> Option<&str> {
-    let instance = point.other.get("instance")?;
-    instance["region"]
-        .as_str()
-        .filter(|_| instance["kept_image"].is_string() || instance["devices"].is_array())
+/// The region in which a recovery point may have kept something; `None` if it is of no EC2 instance.
+pub fn region_of(point: &RecoveryPoint) -> Option<&str> {
+    point.other.get("instance")?["region"].as_str()
+}
+
+/// Something that a recovery point keeps.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// Its id.
+    pub id: String,
+    /// The point.
+    pub point: String,
+    /// `None` for a snapshot.
+    image: Option<Image>,
 }
 
 /// What was taken away, and what could not be.
@@ -28,59 +38,51 @@ pub struct Removed {
     pub failed: Vec<Found>,
 }
 
-/// Takes away what carries the tags of these recovery points of this repository, and nothing else. `dry_run`: only says so.
-pub async fn remove(aws: &Clients, repository: &str, points: &[String], dry_run: bool) -> Result<Removed> {
-    let mut outcome = Removed::default();
-    let gone = |tags: &tags::Tags| tags.get(tags::POINT).is_some_and(|point| points.contains(point));
-    forgotten(aws, repository, &gone, dry_run, &mut outcome).await?;
-    Ok(outcome)
-}
-
-/// Takes away what recovery points kept that are no longer in this repository. `known` are those that are.
-pub async fn sweep(aws: &Clients, repository: &str, known: &[String], dry_run: bool) -> Result<Removed> {
-    let mut outcome = Removed::default();
-    let gone = |tags: &tags::Tags| tags.get(tags::POINT).is_some_and(|point| !known.contains(point));
-    forgotten(aws, repository, &gone, dry_run, &mut outcome).await?;
-    Ok(outcome)
-}
-
-async fn forgotten(
-    aws: &Clients,
-    repository: &str,
-    gone: &dyn Fn(&tags::Tags) -> bool,
-    dry_run: bool,
-    outcome: &mut Removed,
-) -> Result<()> {
+/// All that recovery points of a repository keep, as its tags say. What the user made, and what `ec2 snapshot` took, has no such tags.
+pub async fn list(aws: &Clients, repository: &str) -> Result<Vec<Kept>> {
     let filters = [tags::filter(tags::REPOSITORY, repository), tags::with_key(tags::POINT)];
-    let ours = |tags: &tags::Tags| {
+    let point = |tags: &Tags| {
         let purpose = tags.get(tags::PURPOSE).map(String::as_str);
-        matches!(purpose, Some(tags::KEPT | tags::ANCHOR)) && gone(tags)
+        tags.get(tags::POINT).filter(|_| matches!(purpose, Some(tags::KEPT | tags::ANCHOR))).cloned()
     };
-    let why = |tags: &tags::Tags| {
-        format!("of recovery point {}, which is forgotten", tags.get(tags::POINT).map_or("", String::as_str))
-    };
+    let mut found = Vec::new();
     // Images first: their snapshots cannot go before them.
-    for image in images::find(aws, &[], &filters).await?.into_iter().filter(|i| ours(&i.tags)) {
-        let done = if dry_run { Ok(()) } else { images::remove(aws, &image).await };
-        note(outcome, Thing::Image, &image.id, why(&image.tags), done);
+    let images = match images::find(aws, &[], &filters).await {
+        // Whoever may not look at images made none.
+        Err(error) if error.kind == Kind::Denied => Vec::new(),
+        images => images?,
+    };
+    for image in images {
+        if let Some(point) = point(&image.tags) {
+            found.push(Kept { id: image.id.clone(), point, image: Some(image) });
+        }
     }
-    let found = snapshots::find(aws, &[], &filters, Patience::USUAL).await?;
-    for snapshot in found.into_iter().filter(|s| ours(&s.tags)) {
-        let done = if dry_run { Ok(()) } else { snapshots::delete(aws, &snapshot.id).await };
-        note(outcome, Thing::Snapshot, &snapshot.id, why(&snapshot.tags), done);
+    for snapshot in snapshots::find(aws, &[], &filters, Patience::USUAL).await? {
+        if let Some(point) = point(&snapshot.tags) {
+            found.push(Kept { id: snapshot.id, point, image: None });
+        }
     }
-    Ok(())
+    Ok(found)
 }
 
-fn note(
-    outcome: &mut Removed,
-    thing: Thing,
-    id: &str,
-    why: String,
-    done: std::result::Result<(), crate::aws::AwsError>,
-) {
-    match done {
-        Ok(()) => outcome.removed.push(Found { thing, id: id.to_owned(), why }),
-        Err(error) => outcome.failed.push(Found { thing, id: id.to_owned(), why: error.to_string() }),
+/// Takes them away; what cannot go is in the outcome.
+pub async fn remove(aws: &Clients, going: &[Kept], dry_run: bool) -> Removed {
+    let mut outcome = Removed::default();
+    for kept in going {
+        let done = match (&kept.image, dry_run) {
+            (_, true) => Ok(()),
+            (Some(image), _) => images::remove(aws, image).await,
+            (None, _) => snapshots::delete(aws, &kept.id).await,
+        };
+        let thing = if kept.image.is_some() { Thing::Image } else { Thing::Snapshot };
+        let found = |why| Found { thing, id: kept.id.clone(), why };
+        match done {
+            Ok(()) => {
+                let why = format!("of recovery point {}, which is forgotten", kept.point);
+                outcome.removed.push(found(why));
+            }
+            Err(error) => outcome.failed.push(found(error.to_string())),
+        }
     }
+    outcome
 }

@@ -3,6 +3,7 @@
 mod backup;
 mod doctor;
 mod iam_policy;
+pub mod kept;
 mod list;
 mod order;
 mod plan;
@@ -159,6 +160,19 @@ impl Args {
 }
 
 impl Reach {
+    /// For verbs that have no such options.
+    fn of_environment(region: &str) -> Self {
+        Self {
+            region: Some(region.to_owned()),
+            profile: std::env::var("PENSTOCK_EC2_PROFILE").ok().filter(|name| !name.is_empty()),
+            ebs_get_rate: 0,
+            ebs_put_rate: 0,
+            ebs_list_rate: 0,
+            dev_dir: "/dev".into(),
+            sys_dir: "/sys".into(),
+        }
+    }
+
     /// Clients of the services.
     fn clients(&self, session: &Session) -> Result<Arc<Clients>, Failure> {
         self.clients_in(session, None)

@@ -4,7 +4,7 @@ use super::super::exit::{Exit, Failure, Outcome};
 use super::super::output::{self, Table};
 use super::super::session::Session;
 use super::super::{host, units};
-use super::Reach;
+use super::{Reach, kept};
 use crate::ec2run::sweep::{self, Found, Sweeping};
 
 const EXAMPLES: &str = "\
@@ -13,10 +13,11 @@ Examples:
   penstock ec2 sweep
   penstock ec2 sweep --other-machines
 
-Only what carries the tag penstock:run and is temporary goes, and anchors that a newer one replaces. What a run of another
-machine made is left alone until it expires (48 hours), unless --other-machines is given.";
+Only what carries the tag penstock:run and is temporary goes, and anchors that a newer one replaces; with --repo also images
+and anchors of its recovery points that are forgotten. What a run of another machine made is left alone until it expires
+(48 hours), unless --other-machines is given. A restore that died is undone: volumes it took go back to where they were.";
 
-/// Find and remove temporary snapshots, volumes and images of runs that died
+/// Find and remove temporary instances, snapshots, volumes and images of runs that died
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -35,7 +36,19 @@ pub fn run(args: &Args, reach: &Reach, session: &Session) -> Outcome {
     let _hold = session.interrupt.hold();
     let state_dir = host::state_dir()?;
     let how = Sweeping { dry_run: args.dry_run, others: args.other_machines, spare_restores: false };
-    let swept = aws.block_on(sweep::sweep(&aws, &state_dir, how))?;
+    let repo = session
+        .globals
+        .repo
+        .as_deref()
+        .filter(|url| !url.is_empty())
+        .map(|_| session.source())
+        .transpose()?;
+    let mut swept = aws.block_on(sweep::sweep(&aws, &state_dir, how))?;
+    if let Some(repo) = &repo {
+        let kept = kept::sweep(&aws, repo, args.dry_run)?;
+        swept.removed.extend(kept.removed);
+        swept.failed.extend(kept.failed);
+    }
     if session.globals.json {
         output::print_json(&swept)?;
     } else {
