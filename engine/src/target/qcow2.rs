@@ -169,7 +169,7 @@ impl Qcow2Sink {
         let mut next = u64::from(clusters.next);
         let mut l1 = Vec::with_capacity(tables.len());
         for table in &tables {
-            l1.push(if table.is_some() { next * cluster_bytes | COPIED } else { 0 });
+            l1.push(if table.is_some() { (next * cluster_bytes) | COPIED } else { 0 });
             if let Some(table) = table {
                 let offset = |cluster: u32| match cluster {
                     0 => 0,
