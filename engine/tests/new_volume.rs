@@ -1,5 +1,5 @@
 //! Restores to volumes that are new, and that have another name when the restore goes on.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 
 mod common;
 

@@ -243,15 +243,18 @@ pub async fn wait(aws: &Clients, id: &str) -> Result<Image, AwsError> {
     }
 }
 
-/// Takes an image away, and its snapshots.
-pub async fn remove(aws: &Clients, image: &Image) -> Result<(), AwsError> {
+/// Takes an image away; its snapshots stay.
+pub async fn deregister(aws: &Clients, id: &str) -> Result<(), AwsError> {
     let outcome = aws
         .retry
-        .call("DeregisterImage", &image.id, Patience::USUAL, || {
-            aws.ec2.deregister_image().image_id(&image.id).send()
-        })
+        .call("DeregisterImage", id, Patience::USUAL, || aws.ec2.deregister_image().image_id(id).send())
         .await;
-    snapshots::gone_is_well(outcome.map(drop))?;
+    snapshots::gone_is_well(outcome.map(drop))
+}
+
+/// Takes an image away, and its snapshots.
+pub async fn remove(aws: &Clients, image: &Image) -> Result<(), AwsError> {
+    deregister(aws, &image.id).await?;
     for (_, snapshot) in &image.snapshots {
         snapshots::delete(aws, snapshot).await?;
     }

@@ -4,11 +4,13 @@ use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use penstock_engine::Error;
 use penstock_engine::format::point::{RecoveryPoint, Volume};
 use penstock_engine::repo::Repository;
 use penstock_engine::restore::{self, RestoreOptions, RestoreReport, RestoreTarget};
+use penstock_engine::target::Qcow2Sink;
 use serde::Serialize;
 
 use super::args::{self, IoEngineArg};
@@ -25,6 +27,7 @@ Examples:
   penstock restore latest:web-01 /dev/nvme2n1
   penstock restore 0192ab34cd56/vdb disk.img                 a sparse file
   penstock restore latest:web-01 /dev/nvme2n1 --compare      write only what differs from what is there
+  penstock restore latest:web-01 disk.qcow2 --format qcow2   an image for QEMU
   penstock restore latest disk.img --base 0192ab34cd56       disk.img holds 0192ab34cd56: write what changed since
   penstock restore latest:web-01 disk.img --thaw standard --thaw-wait     data is in GLACIER: ask for it, wait, restore
   penstock restore latest:vm - | zfs receive pool/vm";
@@ -39,6 +42,10 @@ pub struct Args {
 
     /// A block device, a file, or - for standard output
     target: PathBuf,
+
+    /// What the target becomes
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
 
     /// The target holds this recovery point: write only what differs from it
     #[arg(long, value_name = "POINT")]
@@ -63,6 +70,16 @@ pub struct Args {
     /// How the target is written
     #[arg(long, value_enum, default_value_t)]
     io_engine: IoEngineArg,
+}
+
+/// What a target becomes.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Format {
+    /// The volume's bytes
+    #[default]
+    Raw,
+    /// An image file for QEMU
+    Qcow2,
 }
 
 /// A restore that was made.
@@ -99,6 +116,7 @@ pub struct Report<'a> {
 pub fn run(args: &Args, session: &Session) -> Outcome {
     let to_stdout = args.target.as_os_str() == "-";
     check_stdout(args, to_stdout, io::stdout().is_terminal())?;
+    check_format(args, to_stdout)?;
     let repo = session.repository()?;
     let (point_text, volume_name) = args::split_point_volume(&args.point);
     let point = repo.resolve(point_text)?;
@@ -112,9 +130,20 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
         ..base_options(session, host::state_dir()?)
     };
     thaw::prepare(&args.thaw, session, &repo, volume, &options)?;
-    let target = if to_stdout { stdout_target()? } else { RestoreTarget::Path(args.target.clone()) };
+    let image = match args.format {
+        Format::Qcow2 => Some(Arc::new(Qcow2Sink::create(&args.target, volume.size_bytes, args.force)?)),
+        Format::Raw => None,
+    };
+    let target = match &image {
+        Some(image) => RestoreTarget::Blocks(image.clone()),
+        None if to_stdout => stdout_target()?,
+        None => RestoreTarget::Path(args.target.clone()),
+    };
     let mut done = perform(session, Mode::of(&session.globals), &repo, &point, volume, target, &options)
         .map_err(|failure| thaw::met(failure, session, &repo, volume, &options))?;
+    if let Some(image) = image {
+        image.finish()?;
+    }
     done.spent = Spent::of(&repo);
     let text = match session.globals.json {
         true => output::json_text(&done.json())? + "\n",
@@ -169,6 +198,16 @@ fn check_stdout(args: &Args, to_stdout: bool, is_terminal: bool) -> Result<(), F
             "it is a terminal, which a disk's bytes would upset; pipe it into something, or use --force"
                 .into();
         return Err(Error::TargetRefused { target: "standard output".into(), why }.into());
+    }
+    Ok(())
+}
+
+/// An image is made from nothing, and written here and there.
+fn check_format(args: &Args, to_stdout: bool) -> Result<(), Failure> {
+    if args.format == Format::Qcow2 && (to_stdout || args.base.is_some() || args.compare || args.resume) {
+        return Err(Failure::usage(
+            "--format qcow2 makes a new file: without --base, --compare and --resume, and not to standard output",
+        ));
     }
     Ok(())
 }
@@ -303,5 +342,19 @@ mod tests {
         assert_eq!(check_stdout(&parsed("x p -"), true, true).unwrap_err().exit(), Exit::Refused);
         assert_eq!(check_stdout(&parsed("x p - --resume"), true, false).unwrap_err().exit(), Exit::Usage);
         assert!(check_stdout(&parsed("x p t --resume"), false, true).is_ok());
+    }
+
+    #[test]
+    fn an_image_is_made_from_nothing() {
+        let qcow2 = |more: &str| {
+            let line = format!("x p t --format qcow2{more}");
+            check_format(&Line::try_parse_from(line.split(' ')).unwrap().args, false)
+        };
+        assert!(qcow2("").is_ok() && qcow2(" --force").is_ok());
+        for more in [" --resume", " --compare", " --base p"] {
+            assert_eq!(qcow2(more).unwrap_err().exit(), Exit::Usage);
+        }
+        let to_stdout = Line::try_parse_from("x p - --format qcow2".split(' ')).unwrap().args;
+        assert_eq!(check_format(&to_stdout, true).unwrap_err().exit(), Exit::Usage);
     }
 }

@@ -46,7 +46,7 @@ pub async fn list(aws: &Clients, repository: &str) -> Result<Vec<Kept>> {
         tags.get(tags::POINT).filter(|_| matches!(purpose, Some(tags::KEPT | tags::ANCHOR))).cloned()
     };
     let mut found = Vec::new();
-    // Images first: their snapshots cannot go before them.
+    // Images first: their snapshots, which have the same tags, cannot go before them.
     let images = match images::find(aws, &[], &filters).await {
         // Whoever may not look at images made none.
         Err(error) if error.kind == Kind::Denied => Vec::new(),
@@ -71,7 +71,7 @@ pub async fn remove(aws: &Clients, going: &[Kept], dry_run: bool) -> Removed {
     for kept in going {
         let done = match (&kept.image, dry_run) {
             (_, true) => Ok(()),
-            (Some(image), _) => images::remove(aws, image).await,
+            (Some(image), _) => images::deregister(aws, &image.id).await,
             (None, _) => snapshots::delete(aws, &kept.id).await,
         };
         let thing = if kept.image.is_some() { Thing::Image } else { Thing::Snapshot };

@@ -94,11 +94,24 @@ async fn remove(aws: &Clients, found: &Tagged) -> Result<(), AwsError> {
     match (found.thing, &found.image) {
         (Thing::Volume, _) => attach::remove(aws, &found.id).await,
         (Thing::Snapshot, _) => snapshots::delete(aws, &found.id).await,
-        (Thing::Image, Some(image)) => images::remove(aws, image).await,
+        (Thing::Image, Some(image)) => remove_image(aws, image).await,
         (Thing::Image, None) => Ok(()),
         (Thing::Instance, _) => launch::terminate(aws, &found.id).await,
         (Thing::Group, _) => network::remove_group(aws, &found.id).await,
     }
+}
+
+/// An image, and of its snapshots those that its run made for it: an image may have been made of an anchor, which stays.
+async fn remove_image(aws: &Clients, image: &Image) -> Result<(), AwsError> {
+    images::deregister(aws, &image.id).await?;
+    for (_, id) in &image.snapshots {
+        let found = look_up(aws, Thing::Snapshot, id, Patience::USUAL).await?;
+        let of_run = |tags: &Tags| is_temporary(tags) && tags.get(tags::RUN) == image.tags.get(tags::RUN);
+        if found.is_some_and(|snapshot| of_run(&snapshot.tags)) {
+            snapshots::delete(aws, id).await?;
+        }
+    }
+    Ok(())
 }
 
 fn is_temporary(tags: &Tags) -> bool {

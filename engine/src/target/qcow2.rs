@@ -169,7 +169,7 @@ impl Qcow2Sink {
         let mut next = u64::from(clusters.next);
         let mut l1 = Vec::with_capacity(tables.len());
         for table in &tables {
-            l1.push(if table.is_some() { next * cluster_bytes | COPIED } else { 0 });
+            l1.push(if table.is_some() { (next * cluster_bytes) | COPIED } else { 0 });
             if let Some(table) = table {
                 let offset = |cluster: u32| match cluster {
                     0 => 0,
@@ -409,13 +409,22 @@ mod tests {
         block.into()
     }
 
-    /// What qemu-img says of it, where there is one.
-    fn ask_qemu(path: &Path) {
-        let Ok(output) = std::process::Command::new("qemu-img").arg("check").arg(path).output() else {
-            return;
+    /// What qemu-img says of it, where there is one: that it is sound, and has the `contents`.
+    fn ask_qemu(path: &Path, contents: Option<&[u8]>) {
+        let ask = |args: &[&str]| {
+            let output = std::process::Command::new("qemu-img").args(args).output().ok()?;
+            let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{args:?}: {said}");
+            Some(said.into_owned())
         };
-        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.contains("No errors"), "{said}");
+        let image = path.to_str().unwrap();
+        let Some(said) = ask(&["check", image]) else { return };
+        assert!(said.contains("No errors"), "{said}");
+        let raw = path.with_extension("raw");
+        if let Some(contents) = contents {
+            fs::write(&raw, contents).unwrap();
+            ask(&["compare", "-f", "raw", "-F", "qcow2", raw.to_str().unwrap(), image]);
+        }
     }
 
     proptest! {
@@ -446,7 +455,7 @@ mod tests {
             sink.finish().unwrap();
             drop(sink);
             prop_assert!(Image::read(&path) == expected);
-            ask_qemu(&path);
+            ask_qemu(&path, Some(&expected));
         }
     }
 
@@ -464,7 +473,7 @@ mod tests {
             assert!(sink.put(size / SEGMENT_BYTES as u64 * 8, block(1, 0)).is_err(), "behind the end");
             sink.finish().unwrap();
             assert!(sink.put(0, block(1, 0)).is_err(), "it is finished");
-            ask_qemu(&path);
+            ask_qemu(&path, None);
         }
     }
 

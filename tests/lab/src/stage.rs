@@ -164,6 +164,25 @@ impl Core {
         })
     }
 
+    /// The user stops an instance.
+    pub fn stop(&self, instance: &str) -> io::Result<()> {
+        self.with(&self.options.region, |region| {
+            let found = region.instances.get_mut(instance).ok_or_else(|| missing(instance))?;
+            found.lifecycle.to = crate::state::RunState::Stopped;
+            Ok(())
+        })
+    }
+
+    /// Instances and volumes that have this tag vanish without a trace, and so do all instances that are terminated.
+    pub fn vanish(&self, key: &str, value: &str) {
+        self.with(&self.options.region, |region| {
+            let has = |tags: &crate::state::Tags| tags.get(key).is_some_and(|v| v == value);
+            let gone = |i: &crate::state::Instance| i.lifecycle.to == crate::state::RunState::Terminated;
+            region.instances.retain(|_, i| !has(&i.tags) && !gone(i));
+            region.volumes.retain(|_, v| !has(&v.tags));
+        });
+    }
+
     /// Whether an instance fails its status check: `DescribeInstanceStatus` says `impaired`.
     pub fn set_impaired(&self, instance: &str, impaired: bool) -> io::Result<()> {
         self.with(&self.options.region, |region| {
