@@ -72,7 +72,7 @@ impl Nights {
     }
 
     /// The new volume of an old one.
-    fn new<'a>(&self, report: &'a Value, volume: usize) -> &'a Value {
+    fn restored<'a>(&self, report: &'a Value, volume: usize) -> &'a Value {
         let name = &self.cloud.web.volumes[volume];
         json::list(report, "volumes").iter().find(|v| v["volume"] == name.as_str()).unwrap()
     }
@@ -81,7 +81,7 @@ impl Nights {
     #[track_caller]
     fn check(&self, report: &Value, day: usize) {
         for volume in 0..2 {
-            let id = json::text(self.new(report, volume), "restored_to");
+            let id = json::text(self.restored(report, volume), "restored_to");
             self.holds(id, day, volume);
         }
     }
@@ -218,7 +218,7 @@ fn a_kept_image_is_launched_from_and_goes_with_its_point() {
     nights.night(&["--mode", "snapshots"]);
     let report = nights.restore(&[&nights.points[1]]);
     nights.check(&report, 1);
-    assert_eq!(nights.new(&report, 0)["write"], "image");
+    assert_eq!(nights.restored(&report, 0)["write"], "image");
     let images = |nights: &Nights| nights.cloud.marked().iter().filter(|m| m.starts_with("images")).count();
     assert_eq!(images(&nights), 1);
     let env = nights.cloud.lab.env();
@@ -375,4 +375,35 @@ fn a_killed_restore_is_continued_or_undone() {
         assert!(nights.cloud.account() == before, "killed after {moment:?}: {marked:?}");
     }
     assert!(killed > 0);
+}
+
+/// One call in ten is throttled, some are not answered, blocks are sent damaged, and what is new is not to be seen at first.
+#[test]
+fn throttling_and_late_consistency_end_right() {
+    let mut nights = Nights::with(|options| options.timing.eventual_ms = by_tier(2_000, 120_000));
+    nights.night(&[]);
+    let rule = |action: &str, share, fault| Rule {
+        action: action.into(),
+        naming: None,
+        share,
+        skip: 0,
+        times: None,
+        fault,
+    };
+    let eventual = std::time::Duration::from_millis(by_tier(2_000, 120_000));
+    std::thread::sleep(eventual);
+    for way in ["direct", "attach"] {
+        nights
+            .cloud
+            .lab
+            .faults
+            .set(vec![rule("*", 0.02, Fault::ServerError { status: 500 }), rule("*", 0.1, Fault::Throttle)]);
+        let report = nights.restore(&[&nights.points[0], "--write", way, "--no-base"]);
+        nights.cloud.lab.faults.set(Vec::new());
+        std::thread::sleep(eventual);
+        nights.check(&report, 0);
+        let marked = nights.cloud.marked();
+        assert!(!marked.iter().any(|m| m.ends_with("temporary")), "{marked:?}");
+        nights.cloud.lab.vanish("penstock:purpose", "restored");
+    }
 }

@@ -36,7 +36,7 @@ use crate::ec2run::ledger::Ledger;
 #[serde(tag = "kind", rename_all = "lowercase")]
 enum Planned {
     /// A new instance, or new volumes.
-    Restore(Plan),
+    Restore(Box<Plan>),
     /// Volumes that are written over.
     Onto(OntoPlan),
 }
@@ -109,7 +109,7 @@ pub fn run(args: &Args, reach: &Reach, session: &Session) -> Outcome {
         }
         (false, dead) => {
             let planned = match args.onto.is_empty() {
-                true => Planned::Restore(common.plan(volume)?),
+                true => Planned::Restore(Box::new(common.plan(volume)?)),
                 false => Planned::Onto(onto::plan(&common, volume)?),
             };
             if let Some((_, dead)) = dead.filter(|_| !args.dry_run) {
