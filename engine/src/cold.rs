@@ -52,14 +52,17 @@ pub enum Depth {
     Sample,
 }
 
-/// Looks which packs of a volume cannot be read. Reads manifests, index and heads of packs, and no data. `base` is a point that the target holds.
-pub fn survey(
-    repo: &Repository,
-    volume: &Volume,
-    base: Option<&RecoveryPoint>,
-    depth: Depth,
-    run: &Run,
-) -> Result<Survey> {
+/// What the target holds, and takes.
+#[derive(Clone, Copy, Default)]
+pub struct Onto<'a> {
+    /// It holds this.
+    pub base: Option<&'a RecoveryPoint>,
+    /// It takes whole blocks of so many bytes.
+    pub block_bytes: Option<u32>,
+}
+
+/// Looks which packs of a volume cannot be read. Reads manifests, index and heads of packs, and no data.
+pub fn survey(repo: &Repository, volume: &Volume, onto: Onto<'_>, depth: Depth, run: &Run) -> Result<Survey> {
     let Some(custody) = repo.store().custody() else { return Ok(Survey::default()) };
     let index = repo.index()?;
     let go_on = || if run.stopped() { Err(Error::Cancelled) } else { Ok(()) };
@@ -75,10 +78,13 @@ pub fn survey(
     // So that the restore finds each chunk where this looks for it.
     index.leave_data_packs_alone();
     let mut walk = PackWalk::new(index, &go_on);
-    match base.and_then(|point| point.volume(&volume.name).or(point.volumes.first())) {
+    match onto.base.and_then(|point| point.volume(&volume.name).or(point.volumes.first())) {
         Some(old) => {
             let mut old = repo.tree(old.size_bytes, old.root)?;
-            walk.differing_chunks(&mut old, &mut tree)?;
+            match onto.block_bytes {
+                Some(block_bytes) => walk.differing_blocks(&mut old, &mut tree, block_bytes)?,
+                None => walk.differing_chunks(&mut old, &mut tree)?,
+            }
         }
         None => walk.tree(&mut tree)?,
     }

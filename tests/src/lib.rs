@@ -35,6 +35,7 @@ pub mod initramfs;
 pub mod json;
 pub mod loopdev;
 pub mod lossy;
+pub mod nights;
 pub mod penstock;
 pub mod repo;
 pub mod rng;

@@ -13,7 +13,13 @@ use serde_json::{Value, json};
 
 /// Permissions that only the tag of a thing of penstock's own can decide.
 const OF_VOLUMES: [&str; 3] = ["ec2:AttachVolume", "ec2:DetachVolume", "ec2:DeleteVolume"];
-const OF_SNAPSHOTS: [&str; 6] = [
+const OF_INSTANCES: [&str; 2] = ["ec2:TerminateInstances", "ec2:ModifyInstanceAttribute"];
+const OF_GROUPS: [&str; 3] =
+    ["ec2:RevokeSecurityGroupEgress", "ec2:AuthorizeSecurityGroupIngress", "ec2:DeleteSecurityGroup"];
+const OF_SNAPSHOTS: [&str; 9] = [
+    "ebs:PutSnapshotBlock",
+    "ebs:CompleteSnapshot",
+    "ec2:RegisterImage",
     "ec2:DeleteSnapshot",
     "ec2:CreateTags",
     "ec2:DeleteTags",
@@ -70,10 +76,27 @@ impl Setting {
         self.cloud.lab.add_volume(&VolumeSpec { size_gib: Some(1), tags, ..VolumeSpec::default() }).unwrap();
     }
 
-    /// That volume, an anchor of each volume, and an image with its snapshot.
-    fn add_own_things(&self) {
+    /// That volume, an instance and a group of a restore, an anchor of each volume, and an image with its snapshot.
+    fn add_own_things(&self) -> [String; 2] {
         self.add_volume();
+        let lab = &self.cloud.lab;
+        let spec = InstanceSpec { name: "restored".into(), ..InstanceSpec::default() };
+        let instance = lab.add_instance(&spec).unwrap().instance;
+        let own = [instance, self.group()];
+        for id in &own {
+            lab.set_tag(id, "penstock:run", "0123456789abcdef").unwrap();
+            lab.set_tag(id, "penstock:purpose", "temporary").unwrap();
+            lab.set_tag(id, "penstock:expires", "2999-01-01T00:00:00Z").unwrap();
+        }
         self.cloud.backup(&self.repo, &["--mode", "ami", "--read", "direct"]);
+        own
+    }
+
+    /// A security group that nothing uses.
+    fn group(&self) -> String {
+        let dump = self.cloud.lab.dump();
+        let groups = dump["us-east-1"]["groups"].as_object().unwrap();
+        groups.keys().next_back().unwrap().clone()
     }
 
     /// AWS answers this to every such call.
@@ -121,9 +144,9 @@ fn the_printed_policy_is_healthy() {
     let report = setting.doctor(&[]).ok().json();
     assert_eq!(report["healthy"], true);
     let open = names_of(&report, |c| c["status"] != "ok");
-    let expected: BTreeSet<&str> =
-        OF_VOLUMES.into_iter().chain(OF_SNAPSHOTS).chain(["ec2:DeregisterImage"]).collect();
-    assert_eq!(open, expected, "{report:#}");
+    let of_restores =
+        || OF_VOLUMES.into_iter().chain(OF_INSTANCES).chain(OF_GROUPS).chain(["ec2:DeregisterImage"]);
+    assert_eq!(open, of_restores().chain(OF_SNAPSHOTS).collect(), "{report:#}");
     for name in open {
         assert!(says(check(&report, name), "not decided") && says(check(&report, name), "penstock:run"));
     }
@@ -137,9 +160,9 @@ fn the_printed_policy_is_healthy() {
     let report = setting.doctor(&[&setting.cloud.web.instance]).ok().json();
     assert!(!says(check(&report, "instance"), "first one found"));
     let open = names_of(&report, |c| c["status"] != "ok");
-    assert_eq!(open, OF_VOLUMES.into_iter().chain(["ec2:DeregisterImage"]).collect(), "{report:#}");
+    assert_eq!(open, of_restores().collect(), "{report:#}");
 
-    setting.add_own_things();
+    let own = setting.add_own_things();
     let report = setting.doctor(&[]).ok().json();
     assert_eq!(names_of(&report, |c| c["status"] != "ok"), BTreeSet::new(), "{report:#}");
     // Every action of the policy is a check, or said not to be tried.
@@ -151,23 +174,32 @@ fn the_printed_policy_is_healthy() {
     }
     assert_eq!(report["healthy"], true);
     // What changes something is a trial, and what takes away is tried on nothing that is not penstock's own.
-    let marked = setting.cloud.marked().join(" ");
+    let marked = setting.cloud.marked().join(" ") + &own.join(" ");
     setting.cloud.lab.calls.clear();
     setting.doctor(&[]).ok();
     let mut tried = BTreeSet::new();
     for call in setting.cloud.lab.calls.records().into_iter().filter(|c| c.service == "ec2") {
-        if call.action.starts_with("Describe") {
+        if call.action.starts_with("Describe") || call.action.starts_with("Get") {
             continue;
         }
         assert_eq!(call.params.get("DryRun").map(String::as_str), Some("true"), "{call:?}");
-        if !call.action.starts_with("Create") || call.action == "CreateTags" {
-            let ids = ["VolumeId", "SnapshotId", "ImageId", "ResourceId.1"];
+        let makes = ["Create", "Run", "Register"].iter().any(|verb| call.action.starts_with(verb));
+        if !makes || call.action == "CreateTags" {
+            let ids = [
+                "VolumeId",
+                "SnapshotId",
+                "ImageId",
+                "ResourceId.1",
+                "InstanceId",
+                "InstanceId.1",
+                "GroupId",
+            ];
             let id = ids.iter().find_map(|name| call.params.get(*name)).unwrap();
             assert!(marked.contains(id.as_str()), "{call:?}");
         }
         tried.insert(call.action);
     }
-    assert_eq!(tried.len(), 10, "{tried:?}");
+    assert_eq!(tried.len(), 19, "{tried:?}");
 }
 
 /// Each action is taken out of the policy by itself: the doctor names it and nothing else, and `fail` is said of exactly those without which a backup as it is
@@ -199,10 +231,20 @@ fn a_missing_permission_is_named_with_its_feature() {
             "ebs:ListSnapshotBlocks" => &["ebs:GetSnapshotBlock"],
             "ec2:DescribeInstances" => &[
                 "ec2:DescribeInstanceAttribute",
+                "ec2:GetInstanceUefiData",
+                "ec2:GetConsoleOutput",
                 "ec2:CreateSnapshots",
                 "ec2:CreateVolume",
                 "ec2:CreateImage",
+                "ec2:CreateSnapshot",
+                "ec2:RegisterImage",
+                "ec2:RunInstances",
+                "ec2:CreateSecurityGroup",
+                "ec2:TerminateInstances",
+                "ec2:ModifyInstanceAttribute",
+                "iam:PassRole",
             ],
+            "ec2:DescribeSecurityGroups" => &OF_GROUPS,
             "ec2:DescribeVolumes" => &OF_VOLUMES,
             "ec2:DescribeSnapshots" => &OF_SNAPSHOTS,
             "ec2:DescribeImages" => &["ec2:DeregisterImage"],
@@ -217,7 +259,7 @@ fn a_missing_permission_is_named_with_its_feature() {
 fn fail_means_that_backups_fail() {
     let setting = Setting::new();
     let (cloud, repo) = (&setting.cloud, &setting.repo);
-    let policy = setting.policy(&[]);
+    let policy = setting.policy(&["--no-restore"]);
     setting.add_own_things();
     cloud.backup(repo, &[]);
     let mut seed = 0;
@@ -245,13 +287,17 @@ fn fail_means_that_backups_fail() {
 #[test]
 fn without_attaching_a_feature_is_lost() {
     let setting = Setting::new();
-    let policy = setting.policy(&["--no-attach", "--no-ami"]);
+    let policy = setting.policy(&["--no-attach", "--no-ami", "--no-restore"]);
+    let backups = actions(&setting.policy(&["--no-restore"]));
     setting.allow(&policy);
     setting.add_volume();
     let report = setting.doctor(&[]).ok().json();
     assert_eq!(report["healthy"], true);
     let missing = names_of(&report, |c| json::text(c, "found").starts_with("missing"));
-    assert_eq!(missing, OF_VOLUMES.into_iter().chain(["ec2:CreateVolume", "ec2:CreateImage"]).collect());
+    let (of_backups, of_restores): (BTreeSet<&str>, BTreeSet<&str>) =
+        missing.iter().partition(|name| backups.contains(**name));
+    assert_eq!(of_backups, OF_VOLUMES.into_iter().chain(["ec2:CreateVolume", "ec2:CreateImage"]).collect());
+    assert!(of_restores.contains("ec2:RunInstances") && of_restores.contains("ebs:StartSnapshot"));
     for name in ["ec2:CreateVolume", "ec2:AttachVolume"] {
         assert!(says(check(&report, name), "everything is read by the EBS direct APIs"));
     }
@@ -270,7 +316,8 @@ fn refusals_are_told_apart() {
     let mut policy = setting.policy(&[]);
     let statements = policy["Statement"].as_array_mut().unwrap();
     let tagging = statements.iter_mut().find(|s| s["Sid"] == "TagNewThings").unwrap();
-    tagging["Condition"]["StringEquals"]["ec2:CreateAction"] = json!(["CreateSnapshots", "CreateImage"]);
+    let actions = tagging["Condition"]["StringEquals"]["ec2:CreateAction"].as_array_mut().unwrap();
+    actions.retain(|action| action != "CreateVolume");
     statements.push(json!({"Effect": "Deny", "Action": "ec2:CreateImage", "Resource": "*"}));
     setting.allow(&policy);
     let report = setting.doctor(&[]).ok().json();
@@ -456,4 +503,21 @@ fn words_for_people() {
         std::fs::read_to_string("/sys/class/dmi/id/sys_vendor").is_ok_and(|v| v.trim() == "Amazon EC2");
     assert!(general(&[("AWS_PROFILE", "backup")]));
     assert_eq!(general(&[]), on_ec2);
+}
+
+/// Roles are passed to restored instances only if they are named.
+#[test]
+fn roles_are_passed_by_name() {
+    let setting = Setting::new();
+    let proxy = setting.cloud.lab.proxy_id();
+    setting.allow(&setting.policy(&[]));
+    let report = setting.doctor(&[]).ok().json();
+    assert!(says(check(&report, "iam:PassRole"), "not needed"), "{report:#}");
+    let report = setting.doctor(&[&proxy]).ok().json();
+    let role = check(&report, "iam:PassRole");
+    assert!(role["status"] == "warn" && json::text(role, "advice").contains("--pass-role"), "{role}");
+    assert_eq!(check(&report, "ec2:RunInstances")["status"], "ok");
+    setting.allow(&setting.policy(&["--pass-role", "arn:aws:iam::*:role/penstock-proxy"]));
+    let report = setting.doctor(&[&proxy]).ok().json();
+    assert_eq!(check(&report, "iam:PassRole")["found"], "allowed");
 }

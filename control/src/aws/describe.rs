@@ -80,6 +80,11 @@ impl Machine {
     pub fn is_windows(&self) -> bool {
         self.platform.to_ascii_lowercase().contains("windows")
     }
+
+    /// True if its firmware is UEFI, as it started last.
+    pub fn boots_by_uefi(&self) -> bool {
+        self.whole["currentInstanceBootMode"].as_str().or(self.whole["bootMode"].as_str()) == Some("uefi")
+    }
 }
 
 /// Instances by ids, or by filters, or all; terminated ones are left out.
@@ -222,6 +227,17 @@ pub async fn volumes(
     }
 }
 
+/// The variables of an instance's firmware (Secure Boot keys, boot entries), as AWS encodes them; `None` if it has none.
+async fn uefi_data(aws: &Clients, instance: &str) -> Result<Option<String>, AwsError> {
+    let answer = aws
+        .retry
+        .call("GetInstanceUefiData", instance, Patience::USUAL, || {
+            aws.ec2.get_instance_uefi_data().instance_id(instance).send()
+        })
+        .await?;
+    Ok(answer.uefi_data().filter(|data| !data.is_empty()).map(str::to_owned))
+}
+
 /// Attributes of an instance that its description does not have.
 const ATTRIBUTES: [(InstanceAttributeName, &str); 4] = [
     (InstanceAttributeName::UserData, "userData"),
@@ -230,7 +246,8 @@ const ATTRIBUTES: [(InstanceAttributeName, &str); 4] = [
     (InstanceAttributeName::InstanceInitiatedShutdownBehavior, "instanceInitiatedShutdownBehavior"),
 ];
 
-/// Everything that a restore of the machine may want to know, as AWS says it: `instance`, `attributes`, `image`, `volumes`, `notes` on what could not be asked.
+/// Everything that a restore of the machine may want to know, as AWS says it: `instance`, `attributes`, `image`, `volumes`, `uefi_data` of one that boots by UEFI,
+/// `notes` on what could not be asked.
 pub async fn configuration(
     aws: &Clients,
     machine: &Machine,
@@ -258,6 +275,16 @@ pub async fn configuration(
             Err(error) => return Err(error),
         }
     }
+    let mut uefi_data = Value::Null;
+    if machine.boots_by_uefi() {
+        match self::uefi_data(aws, &machine.id).await {
+            Ok(data) => uefi_data = data.into(),
+            Err(error) if matches!(error.kind, Kind::Denied | Kind::Refused | Kind::State) => {
+                notes.push(error.to_string());
+            }
+            Err(error) => return Err(error),
+        }
+    }
     let mut image = Value::Null;
     if let Some(id) = &machine.image {
         let capture = Capture::default();
@@ -281,6 +308,7 @@ pub async fn configuration(
         "instance": machine.whole,
         "attributes": attributes,
         "image": image,
+        "uefi_data": uefi_data,
         "volumes": volumes.iter().map(|v| &v.whole).collect::<Vec<_>>(),
         "notes": notes,
     }))

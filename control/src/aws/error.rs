@@ -155,6 +155,12 @@ impl AwsError {
             Kind::Denied if self.code.is_none() => {
                 "no credentials are to be had: AWS_PROFILE, AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, or a role of this instance; those that have run out must be renewed".into()
             }
+            Kind::Denied if self.message.contains("iam:PassRole") => {
+                "`penstock ec2 iam-policy --pass-role ROLE-ARN` prints what passing the role of the instance profile needs; or restore without it: --iam-profile none".into()
+            }
+            Kind::Denied if self.call == "DetachVolume" => {
+                "`penstock ec2 iam-policy` prints what this program needs: ec2:DetachVolume is missing, or forbidden; with --onto for volumes that other instances have".into()
+            }
             Kind::Denied => format!(
                 "`penstock ec2 iam-policy` prints what this program needs; {} is missing, or forbidden",
                 action_of(self.call)

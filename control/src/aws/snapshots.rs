@@ -188,9 +188,16 @@ pub async fn retag(aws: &Clients, ids: &[&str], set: &Tags, without: &[&str]) ->
             aws.ec2.create_tags().set_resources(Some(ids.clone())).set_tags(Some(tags::list(set))).send()
         })
         .await?;
+    untag(aws, &ids.iter().map(String::as_str).collect::<Vec<_>>(), without).await
+}
+
+/// Takes tags away, all by one call.
+pub async fn untag(aws: &Clients, ids: &[&str], without: &[&str]) -> Result<(), AwsError> {
     if without.is_empty() {
         return Ok(());
     }
+    let object = ids.join(" ");
+    let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
     let keys: Vec<_> =
         without.iter().map(|key| aws_sdk_ec2::types::Tag::builder().key(*key).build()).collect();
     aws.retry

@@ -1,6 +1,8 @@
 //! Trials: whether each permission is there, asked of AWS without doing anything. EC2's calls are made with DryRun; those that take something away, and those
 //! bound to this program's tag, only on what this program made. The EBS direct APIs know no DryRun and are asked for the blocks of an anchor.
 
+mod restores;
+
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::types::{
     BlockDeviceMapping, Filter, InstanceAttributeName, InstanceSpecification, ResourceType, Tag,
@@ -14,7 +16,7 @@ use super::error::{AwsError, Kind};
 use super::identity::BRIEF;
 use super::permissions::{PERMISSIONS, Part, Permission, call_of};
 use super::tags::{self, RunTags};
-use super::{images, snapshots};
+use super::{images, launch, network, snapshots};
 
 /// An id that no snapshot has.
 const NO_SNAPSHOT: &str = "snap-ffffffffffffffff0";
@@ -27,6 +29,10 @@ const NO_VOLUME: &str =
     "no volume with the tag penstock:run is there to try it on: while a backup attaches volumes there is";
 const NO_IMAGE: &str =
     "no image with the tag penstock:run is there to try it on: after a backup with --mode ami there is";
+const NO_INSTANCE: &str =
+    "no instance with the tag penstock:run is there to try it on: while an instance is restored there is";
+const NO_GROUP: &str =
+    "no security group with the tag penstock:run is there to try it on: while a restore test runs there is";
 const NOT_LISTED: &str = "things with the tag penstock:run cannot be listed, and so not tried on";
 
 /// What AWS said.
@@ -38,10 +44,12 @@ pub enum Verdict {
     Refused(Refusal),
     /// The answer, or its lack, proves nothing.
     Undecided(String),
+    /// It would change nothing for this instance.
+    NotNeeded(String),
 }
 
 /// Why not.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refusal {
     /// The action that AWS names.
     action: Option<String>,
@@ -75,6 +83,10 @@ pub struct Subjects {
     volume: Result<String, &'static str>,
     /// An image that this program made.
     image: Result<String, &'static str>,
+    /// An instance that this program made and has not handed over.
+    launched: Result<String, &'static str>,
+    /// A security group that this program made.
+    group: Result<String, &'static str>,
 }
 
 impl Verdict {
@@ -126,6 +138,8 @@ pub async fn subjects(
         snapshot: first(found, |_| true, |s| s.id, NO_ANCHOR)?,
         volume: first(describe::volumes(aws, &[], &own, BRIEF).await, is_there, |v| v.id, NO_VOLUME)?,
         image: first(images::find(aws, &[], &own).await, |_| true, |i| i.id, NO_IMAGE)?,
+        launched: first(launch::find(aws, &[], &own, BRIEF).await, |_| true, |i| i.0, NO_INSTANCE)?,
+        group: first(network::groups(aws, &own).await, |_| true, |g| g.0, NO_GROUP)?,
     })
 }
 
@@ -145,7 +159,7 @@ fn first<T>(
 
 /// True if there is a way to try it: KMS is asked by EC2 alone.
 pub fn is_tried(permission: &Permission) -> bool {
-    permission.part != Part::Kms
+    !matches!(permission.part, Part::Kms | Part::RestoreKms)
 }
 
 /// Tries all that can be tried, in the order of the table.
@@ -162,8 +176,14 @@ pub async fn all(aws: &Clients, on: &Subjects) -> Result<Vec<Trial>, AwsError> {
                 note = Some("an empty volume: there is no anchor to make one of");
             }
             verdict
+        } else if matches!(action, "ebs:StartSnapshot" | "ebs:PutSnapshotBlock" | "ebs:CompleteSnapshot") {
+            let (verdict, left) = restores::write(aws, action, on).await?;
+            note = left;
+            verdict
         } else if action.starts_with("ebs:") {
             read(aws, action, on).await?
+        } else if action == "iam:PassRole" {
+            restores::pass_role(aws, on).await?
         } else if action == "ec2:CreateTags" {
             together(&tagging, own(aws, action, on).await?)
         } else if permission.scopes.iter().any(|scope| scope.is_own()) {
@@ -216,7 +236,7 @@ async fn look(aws: &Clients, action: &'static str, on: &Subjects) -> Result<Verd
             })
             .await
         }
-        _ => Ok(not_known()),
+        _ => restores::look(aws, action, on).await,
     }
 }
 
@@ -230,7 +250,7 @@ async fn make_both(
     const TAGS: &str = "ec2:CreateTags";
     let refusal = match make(aws, action, on, true).await? {
         Verdict::Allowed => return Ok((Verdict::Allowed, Some(Verdict::Allowed))),
-        Verdict::Undecided(why) => return Ok((Verdict::Undecided(why), None)),
+        open @ (Verdict::Undecided(_) | Verdict::NotNeeded(_)) => return Ok((open, None)),
         Verdict::Refused(refusal) if refusal.names(action) => return Ok((Verdict::Refused(refusal), None)),
         Verdict::Refused(refusal) => refusal,
     };
@@ -296,7 +316,7 @@ async fn make(aws: &Clients, action: &'static str, on: &Subjects, tagged: bool) 
             })
             .await
         }
-        _ => Ok(not_known()),
+        _ => restores::make(aws, action, on, machine, specifications).await,
     }
 }
 
@@ -305,6 +325,10 @@ async fn own(aws: &Clients, action: &'static str, on: &Subjects) -> Result<Verdi
     let subject = match action {
         "ec2:AttachVolume" | "ec2:DetachVolume" | "ec2:DeleteVolume" => &on.volume,
         "ec2:DeregisterImage" => &on.image,
+        "ec2:TerminateInstances" | "ec2:ModifyInstanceAttribute" => &on.launched,
+        "ec2:RevokeSecurityGroupEgress" | "ec2:AuthorizeSecurityGroupIngress" | "ec2:DeleteSecurityGroup" => {
+            &on.group
+        }
         _ => &on.snapshot,
     };
     let id = match subject {
@@ -345,7 +369,7 @@ async fn own(aws: &Clients, action: &'static str, on: &Subjects) -> Result<Verdi
         "ec2:DeregisterImage" => {
             dry(aws, action, id, || ec2.deregister_image().image_id(id).dry_run(true).send()).await
         }
-        _ => Ok(not_known()),
+        _ => restores::own(aws, action, id).await,
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use penstock_engine::Error;
+use penstock_engine::cold::Onto;
 use penstock_engine::format::point::{RecoveryPoint, Volume};
 use penstock_engine::repo::Repository;
 use penstock_engine::restore::{self, RestoreOptions, RestoreReport, RestoreTarget};
@@ -129,7 +130,8 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
         io_engine: args.io_engine.into(),
         ..base_options(session, host::state_dir()?)
     };
-    thaw::prepare(&args.thaw, session, &repo, volume, &options)?;
+    let onto = Onto { base: options.base.as_ref(), block_bytes: None };
+    thaw::prepare(&args.thaw, session, &repo, volume, onto)?;
     let image = match args.format {
         Format::Qcow2 => Some(Arc::new(Qcow2Sink::create(&args.target, volume.size_bytes, args.force)?)),
         Format::Raw => None,

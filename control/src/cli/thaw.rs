@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use penstock_engine::Error;
-use penstock_engine::cold::{self, Depth, Survey};
+use penstock_engine::cold::{self, Depth, Onto, Survey};
 use penstock_engine::format::point::Volume;
 use penstock_engine::repo::Repository;
 use penstock_engine::restore::RestoreOptions;
@@ -92,11 +92,11 @@ pub fn prepare(
     session: &Session,
     repo: &Repository,
     volume: &Volume,
-    options: &RestoreOptions,
+    onto: Onto<'_>,
 ) -> Result<(), Failure> {
     let Some(custody) = repo.store().custody() else { return Ok(()) };
     let depth = if args.thaw.is_some() || custody.archives() { Depth::All } else { Depth::Sample };
-    let survey = quietly(session, repo, volume, options, depth)?;
+    let survey = quietly(session, repo, volume, onto, depth)?;
     if survey.cold.is_empty() {
         return Ok(());
     }
@@ -134,7 +134,8 @@ pub fn met(
     if !matches!(failure, Failure::Engine(Error::Archived { .. })) {
         return failure;
     }
-    match quietly(session, repo, volume, options, Depth::All) {
+    let onto = Onto { base: options.base.as_ref(), block_bytes: None };
+    match quietly(session, repo, volume, onto, Depth::All) {
         Ok(survey) if !survey.cold.is_empty() => {
             tell(session, &survey, DAYS);
             let refusal = refusal(&survey);
@@ -151,12 +152,10 @@ fn quietly(
     session: &Session,
     repo: &Repository,
     volume: &Volume,
-    options: &RestoreOptions,
+    onto: Onto<'_>,
     depth: Depth,
 ) -> Result<Survey, Failure> {
-    session.with_run_in(Kind::Restore, Mode::Off, |run| {
-        cold::survey(repo, volume, options.base.as_ref(), depth, run)
-    })
+    session.with_run_in(Kind::Restore, Mode::Off, |run| cold::survey(repo, volume, onto, depth, run))
 }
 
 fn pause_max(speed: ThawSpeed) -> Duration {

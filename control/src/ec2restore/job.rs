@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use penstock_engine::restore::RestoreReport;
 use serde::Serialize;
 
+use super::handover::Restored;
 use super::machine::{ImagePlan, MachinePlan};
 use super::plan::{Plan, VolumePlan, Write};
 use super::trial::{self, Trial, Verdict};
@@ -18,8 +19,7 @@ use crate::aws::clients::Clients;
 use crate::aws::describe::Machine;
 use crate::aws::images::{self, Registration};
 use crate::aws::launch::{self, Launch, Mapping};
-use crate::aws::snapshots;
-use crate::aws::tags::{self, Tags};
+use crate::aws::tags;
 use crate::ec2run::journal::Thing;
 use crate::ec2run::ledger::Ledger;
 
@@ -139,7 +139,7 @@ impl Job<'_> {
         let mut made = Made::default();
         match &self.plan.machine {
             Some(machine) => aws.block_on(self.instance(machine, &written, &mut made, &mut notes))?,
-            None => aws.block_on(self.volumes(&written, &mut made))?,
+            None => aws.block_on(self.volumes(&written, &mut made, &mut notes))?,
         }
         let volumes: Vec<VolumeReport> = self
             .plan
@@ -190,41 +190,26 @@ impl Job<'_> {
         outcomes.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
     }
 
-    /// Tags of what stays: the user's own, and where it comes from.
-    fn final_tags(&self, own: &Tags, volume: Option<&str>) -> Tags {
-        let mut tags = own.clone();
-        tags.insert(tags::PURPOSE.into(), tags::RESTORED.into());
-        tags.insert(tags::POINT.into(), self.plan.recovery_point.clone());
-        tags.insert(tags::REPOSITORY.into(), self.plan.repository.clone());
-        if let Some(volume) = volume {
-            tags.insert(tags::VOLUME.into(), volume.to_owned());
-        }
-        tags
-    }
-
-    async fn stays(&self, id: &str, tags: &Tags) -> Result<()> {
-        snapshots::retag(self.aws(), &[id], tags, &[tags::EXPIRES]).await?;
-        self.ledger().settled(id)
-    }
-
     /// Volumes by themselves.
-    async fn volumes(&self, written: &[Written], made: &mut Made) -> Result<()> {
-        let (aws, ledger) = (self.aws(), self.ledger());
+    async fn volumes(&self, written: &[Written], made: &mut Made, notes: &mut Vec<String>) -> Result<()> {
         for (plan, written) in self.plan.volumes.iter().zip(written) {
             let id = match &written.content {
                 Content::Volume(id) => id.clone(),
                 Content::Image => continue,
                 Content::Snapshot(snapshot) => self.volume_of(plan, snapshot).await?,
             };
-            if !ledger.is_done(&format!("kept {}", plan.volume)) {
-                attach::wait_available(aws, &id).await?;
+            if !self.is_handed_over() {
+                attach::wait_available(self.aws(), &id).await?;
             }
             made.volumes.insert(plan.volume.clone(), id);
         }
-        for (plan, id) in self.plan.volumes.iter().filter_map(|p| Some((p, made.volumes.get(&p.volume)?))) {
-            self.stays(id, &self.final_tags(&plan.tags, Some(&plan.volume))).await?;
-            ledger.done(&format!("kept {}", plan.volume))?;
-        }
+        let restored: Vec<Restored> = (self.plan.volumes.iter())
+            .filter_map(|p| {
+                Some(Restored::volume(made.volumes.get(&p.volume)?, p.tags.clone(), Some(&p.volume)))
+            })
+            .collect();
+        self.hand_over(&restored).await?;
+        self.let_go(&restored, notes).await;
         Ok(())
     }
 
@@ -303,18 +288,23 @@ impl Job<'_> {
             made.verdict = Some(trial::run(aws, &id, made.private_ip.as_deref(), trial).await?);
             return Ok(());
         }
-        for attached in &found.attached {
-            let plan = self.plan.volumes.iter().find(|p| p.device == attached.device);
-            let own = plan.map(|p| p.tags.clone()).unwrap_or_default();
-            self.stays(&attached.volume, &self.final_tags(&own, plan.map(|p| p.volume.as_str()))).await?;
-        }
-        let mut tags = self.final_tags(&machine.tags, None);
+        let mut restored: Vec<Restored> = (found.attached.iter())
+            .map(|attached| {
+                let plan = self.plan.volumes.iter().find(|p| p.device == attached.device);
+                let own = plan.map(|p| p.tags.clone()).unwrap_or_default();
+                Restored::volume(&attached.volume, own, plan.map(|p| p.volume.as_str()))
+            })
+            .collect();
+        let mut tags = machine.tags.clone();
         tags.insert(tags::INSTANCE.into(), self.plan.name.clone());
-        self.stays(&id, &tags).await?;
+        restored.push(Restored { id: id.clone(), tags });
+        self.hand_over(&restored).await?;
+        // Not before, or a failure could not be undone; not after it is let go, when it may not be changed any more.
         let (termination, stop) = machine.protect;
         if let Err(error) = launch::protect(aws, &id, termination, stop).await {
             notes.push(format!("the protection that the instance had was not set: {error}"));
         }
+        self.let_go(&restored, notes).await;
         Ok(())
     }
 

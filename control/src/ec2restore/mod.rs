@@ -11,11 +11,13 @@
 //! | what will be done | [`plan`] |
 //! | one volume, written | [`writing`] |
 //! | the restore | [`job`] |
+//! | handing over what was restored | `handover` |
 //! | volumes that exist, written over | [`onto`] |
 //! | trying the new instance | [`trial`] |
 //! | what a recovery point kept in the account | [`kept`] |
 
 pub mod base;
+mod handover;
 pub mod job;
 pub mod kept;
 pub mod machine;

@@ -1,6 +1,7 @@
 //! Which packs manifests need: those of their nodes, and those of the chunks they name.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::diff::{each_difference, leaf_differences};
@@ -54,6 +55,34 @@ impl<'a> PackWalk<'a> {
         })
     }
 
+    /// Adds what a target of blocks that holds `old` needs to become `new`: all that is in a block where something differs, and, to compare with, what `old` has across
+    /// the borders of those blocks.
+    pub fn differing_blocks(
+        &mut self,
+        old: &mut TreeReader,
+        new: &mut TreeReader,
+        block_bytes: u32,
+    ) -> Result<()> {
+        each_difference(old, new, &mut |old, new, change| {
+            (self.go_on)()?;
+            let leaf = new.load_leaf(change.segment, change.new)?;
+            let Some(old_ref) = change.old else { return self.leaf(&leaf, &[]) };
+            let old_leaf = old.load_leaf(change.segment, old_ref)?;
+            let (down, up) =
+                (|at: u32| at / block_bytes * block_bytes, |at: u32| at.next_multiple_of(block_bytes));
+            let ranges: Vec<Range<u32>> =
+                leaf_differences(&old_leaf, &leaf).iter().map(|r| down(r.start)..up(r.end)).collect();
+            if ranges.is_empty() {
+                return Ok(());
+            }
+            self.leaf(&leaf, &ranges)?;
+            let crosses = |r: &Range<u32>| down(r.start) != down(r.end - 1);
+            self.pieces(&old_leaf, |at| {
+                crosses(at) && ranges.iter().any(|r| r.start < at.end && at.start < r.end)
+            })
+        })
+    }
+
     /// Adds the chunks of some segments, evenly spread over the volume.
     pub fn sample(&mut self, tree: &mut TreeReader, segments: u64) -> Result<()> {
         let all = tree.shape().segments();
@@ -92,11 +121,16 @@ impl<'a> PackWalk<'a> {
     }
 
     /// Adds the chunks of a leaf that touch the ranges, or all.
-    fn leaf(&mut self, leaf: &Leaf, ranges: &[std::ops::Range<u32>]) -> Result<()> {
+    fn leaf(&mut self, leaf: &Leaf, ranges: &[Range<u32>]) -> Result<()> {
+        self.pieces(leaf, |at| {
+            ranges.is_empty() || ranges.iter().any(|r| r.start < at.end && at.start < r.end)
+        })
+    }
+
+    /// Adds the chunks of a leaf in places that are wanted.
+    fn pieces(&mut self, leaf: &Leaf, wanted: impl Fn(&Range<u32>) -> bool) -> Result<()> {
         for (offset, piece) in leaf.with_offsets() {
-            let end = offset + piece.len;
-            let wanted = ranges.is_empty() || ranges.iter().any(|r| r.start < end && offset < r.end);
-            if let Some(chunk) = piece.chunk.filter(|_| wanted) {
+            if let Some(chunk) = piece.chunk.filter(|_| wanted(&(offset..offset + piece.len))) {
                 let at = self.index.locate_newest(chunk.as_bytes(), "a manifest")?;
                 self.packs.insert(at.pack.id, at.pack);
             }

@@ -15,6 +15,7 @@ use crate::aws::clients::{Clients, Proxy};
 use crate::aws::describe::{self, Machine};
 use crate::aws::error::{self, Kind};
 use crate::aws::identity::{self, Clock};
+use crate::aws::tags;
 use crate::ec2run;
 use crate::ec2run::journal::Runs;
 use crate::ec2run::sweep::{self, Sweeping};
@@ -139,8 +140,11 @@ async fn find_instance(
             return Ok((Check::fail(NAME, error.said(), error.advice()), Err(why)));
         }
     };
-    // Others than this one are what is backed up.
-    found.sort_by_key(|m| (here.is_some_and(|p| p.instance == m.id), m.attached.is_empty(), m.id.clone()));
+    // Others than this one are what is backed up, and than those that are being restored.
+    let is_own = |m: &Machine| m.tags.contains_key(tags::RUN);
+    found.sort_by_key(|m| {
+        (is_own(m), here.is_some_and(|p| p.instance == m.id), m.attached.is_empty(), m.id.clone())
+    });
     let Some(machine) = found.into_iter().next() else {
         let why = format!("no instance in {}", aws.region);
         let advice = "checks that need one are left out: is it the right region?";

@@ -9,12 +9,14 @@ use crate::aws::permissions::{self, PERMISSIONS, Part, Permission, Scope};
 const EXAMPLES: &str = "\
 Examples:
   penstock ec2 iam-policy > penstock-proxy.json
-  penstock ec2 iam-policy --no-attach --no-ami
+  penstock ec2 iam-policy --no-attach --no-ami --no-restore
+  penstock ec2 iam-policy --pass-role arn:aws:iam::123456789012:role/web > penstock-restore.json
 
-Deleting, detaching and re-tagging is bound to things with the tag penstock:run, which this program puts on all it makes.
+Deleting, detaching, terminating and re-tagging is bound to things with the tag penstock:run, which this program puts on all it makes,
+and takes from what it has restored. Instances with an instance profile are restored by whoever may pass its role: name it by --pass-role.
 What the repository needs (s3:…) is in docs/OPERATIONS.md.";
 
-/// Print the IAM policy that ec2 backup, list and sweep need
+/// Print the IAM policy that ec2 backup, restore, list and sweep need
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -29,6 +31,18 @@ pub struct Args {
     /// Without KMS keys: for volumes that are not encrypted
     #[arg(long)]
     no_kms: bool,
+
+    /// Without what restores need: for a machine that only backs up
+    #[arg(long, conflicts_with_all = ["onto", "pass_role"])]
+    no_restore: bool,
+
+    /// With what restores over volumes that exist need (ec2 restore --onto): detaching and attaching any volume
+    #[arg(long)]
+    onto: bool,
+
+    /// A role that restored instances may get, by ARN, as the profiles of the instances have it; may be repeated
+    #[arg(long, value_name = "ARN")]
+    pass_role: Vec<String>,
 }
 
 /// Prints it.
@@ -39,26 +53,42 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 fn policy(args: &Args) -> Value {
+    let (attach, ami, kms, restore) = (!args.no_attach, !args.no_ami, !args.no_kms, !args.no_restore);
     let wanted = |part: Part| match part {
         Part::Always => true,
-        Part::Attach => !args.no_attach,
-        Part::Ami => !args.no_ami,
-        Part::Kms => !args.no_kms,
+        Part::Attach => attach,
+        Part::Ami => ami,
+        Part::Kms => kms,
+        Part::Restore => restore,
+        Part::Volumes => attach || restore,
+        Part::Images => ami || restore,
+        Part::RestoreKms => kms && restore,
     };
-    let permissions: Vec<&Permission> = PERMISSIONS.iter().filter(|p| wanted(p.part)).collect();
+    let scoped = |scope: Scope| match scope {
+        Scope::AnyVolumes => args.onto,
+        Scope::PassRoles => !args.pass_role.is_empty(),
+        other => restore || !other.is_of_restores(),
+    };
+    let permissions: Vec<&Permission> =
+        PERMISSIONS.iter().filter(|p| wanted(p.part) || (args.onto && p.part == Part::Attach)).collect();
+    let scopes = Scope::ALL.into_iter().filter(|scope| scoped(*scope));
     let statements: Vec<Value> =
-        Scope::ALL.into_iter().filter_map(|scope| statement(scope, &permissions)).collect();
+        scopes.filter_map(|scope| statement(scope, &permissions, &args.pass_role)).collect();
     json!({"Version": "2012-10-17", "Statement": statements})
 }
 
 /// What is allowed there; `None` if nothing is.
-fn statement(scope: Scope, permissions: &[&Permission]) -> Option<Value> {
+fn statement(scope: Scope, permissions: &[&Permission], roles: &[String]) -> Option<Value> {
     let actions: Vec<&str> =
         permissions.iter().filter(|p| p.scopes.contains(&scope)).map(|p| p.action).collect();
     if actions.is_empty() {
         return None;
     }
-    let resource = match scope.resources() {
+    let resources: Vec<&str> = match scope {
+        Scope::PassRoles => roles.iter().map(String::as_str).collect(),
+        other => other.resources().to_vec(),
+    };
+    let resource = match resources.as_slice() {
         [one] => json!(one),
         several => json!(several),
     };

@@ -63,6 +63,7 @@ fn check(trial: &Trial, around: &Around) -> Check {
                 None => "allowed".into(),
             },
         ),
+        Verdict::NotNeeded(why) => Check::ok(name, format!("not needed: {why}")),
         Verdict::Undecided(why) => {
             Check::warn(name, format!("not decided: {why}"), format!("without it: {}", permission.without))
         }
@@ -74,10 +75,13 @@ fn check(trial: &Trial, around: &Around) -> Check {
                     "whoever keeps that policy has to change it: what forbids wins over what allows"
                         .to_owned(),
                 ),
-                None => (
-                    format!("missing: {without}"),
-                    "`penstock ec2 iam-policy` prints the policy that has it".to_owned(),
-                ),
+                None => {
+                    let option = if name == "iam:PassRole" { " --pass-role ROLE-ARN" } else { "" };
+                    (
+                        format!("missing: {without}"),
+                        format!("`penstock ec2 iam-policy{option}` prints the policy that has it"),
+                    )
+                }
             };
             if is_bad { Check::fail(name, found, advice) } else { Check::warn(name, found, advice) }
         }

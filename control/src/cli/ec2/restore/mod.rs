@@ -7,6 +7,7 @@ mod text;
 use std::path::Path;
 use std::sync::Arc;
 
+use penstock_engine::cold::Onto;
 use penstock_engine::format::point::{RecoveryPoint, Volume};
 use penstock_engine::repo::Repository;
 use penstock_engine::restore::{self, RestoreReport, RestoreTarget};
@@ -21,6 +22,7 @@ use super::super::spent::Spent;
 use super::super::{args as words, host, output, restore as plain, thaw};
 use super::Reach;
 use crate::aws::clients::{Clients, Proxy};
+use crate::aws::direct::BLOCK_BYTES;
 use crate::aws::resolver::Roots;
 use crate::ec2restore::job::{Job, Report};
 use crate::ec2restore::onto::OntoPlan;
@@ -168,9 +170,10 @@ impl Common<'_> {
         for part in plan.volumes.iter().filter(|v| matches!(v.write, Write::Direct | Write::Attach)) {
             let Some(volume) = self.point.volume(&part.volume) else { continue };
             let base = part.base.as_ref().map(|base| self.point_of(&base.recovery_point)).transpose()?;
-            let options = restore::RestoreOptions { base, ..self.options()? };
+            let block_bytes = (part.write == Write::Direct).then_some(BLOCK_BYTES as u32);
             if !self.args.dry_run {
-                thaw::prepare(&self.args.thaw, self.session, self.repo, volume, &options)?;
+                let onto = Onto { base: base.as_ref(), block_bytes };
+                thaw::prepare(&self.args.thaw, self.session, self.repo, volume, onto)?;
             }
         }
         Ok(plan)

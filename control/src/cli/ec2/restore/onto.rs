@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use penstock_engine::cold::Onto;
+
 use super::super::super::exit::Failure;
 use super::super::super::output::{self, Table};
 use super::super::super::{thaw, units};
@@ -47,12 +49,8 @@ pub fn plan(common: &Common<'_>, volume: Option<&str>) -> Result<OntoPlan, Failu
     if !args.dry_run {
         for part in &over {
             let Some(volume) = point.volume(&part.volume) else { continue };
-            let options = penstock_engine::restore::RestoreOptions {
-                base: base.clone(),
-                compare: args.compare,
-                ..common.options()?
-            };
-            thaw::prepare(&args.thaw, common.session, common.repo, volume, &options)?;
+            let onto = Onto { base: base.as_ref(), block_bytes: None };
+            thaw::prepare(&args.thaw, common.session, common.repo, volume, onto)?;
         }
     }
     Ok(OntoPlan {
