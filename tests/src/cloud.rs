@@ -42,18 +42,29 @@ impl Cloud {
 
     /// Adds such a machine.
     pub fn machine(lab: &Lab, name: &str, images: &[&Path]) -> Placed {
+        Self::machine_with(lab, name, images, |_| ())
+    }
+
+    /// The same, changed.
+    pub fn machine_with(
+        lab: &Lab,
+        name: &str,
+        images: &[&Path],
+        change: impl FnOnce(&mut InstanceSpec),
+    ) -> Placed {
         let volume = |file: &&Path| VolumeSpec { file: Some(file.to_path_buf()), ..VolumeSpec::default() };
         let scratch = VolumeSpec {
             size_gib: Some(1),
             tags: [("backup".to_owned(), "no".to_owned())].into(),
             ..VolumeSpec::default()
         };
-        let spec = InstanceSpec {
+        let mut spec = InstanceSpec {
             name: name.into(),
             user_data: Some("#!/bin/sh\n".into()),
             volumes: images.iter().map(volume).chain([scratch]).collect(),
             ..InstanceSpec::default()
         };
+        change(&mut spec);
         let machine = lab.add_instance(&spec).unwrap();
         lab.volume_write(machine.volumes.last().unwrap(), 0, b"not to be read").unwrap();
         machine

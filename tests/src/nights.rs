@@ -42,6 +42,13 @@ impl Nights {
         Self { work, cloud, repo, points: Vec::new() }
     }
 
+    /// Another machine, changed, with the same contents: nights are of it from now on.
+    pub fn machine(&mut self, change: impl FnOnce(&mut penstock_lab::InstanceSpec)) {
+        let images = [self.work.join("root.img"), self.work.join("data.img")];
+        let images = [images[0].as_path(), images[1].as_path()];
+        self.cloud.web = Cloud::machine_with(&self.cloud.lab, "web-02", &images, change);
+    }
+
     /// A backup, and a copy of both volumes as they are.
     pub fn night(&mut self, args: &[&str]) {
         for n in 0..2 {
@@ -107,9 +114,19 @@ impl Nights {
         self.cloud.lab.calls.counts().get("PutSnapshotBlock").map_or(0, |c| c.ok)
     }
 
+    /// Something in the account, as the lab has it: `volumes`, `vol-…`.
+    pub fn thing(&self, kind: &str, id: &str) -> Value {
+        self.cloud.lab.dump()["us-east-1"][kind][id].clone()
+    }
+
+    /// What was restored goes, as if the user had removed it.
+    pub fn clear(&self) {
+        self.cloud.lab.vanish("penstock:purpose", "restored");
+    }
+
     /// An instance, as the lab has it.
     pub fn instance(&self, id: &str) -> Value {
-        self.cloud.lab.dump()["us-east-1"]["instances"][id].clone()
+        self.thing("instances", id)
     }
 }
 

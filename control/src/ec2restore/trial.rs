@@ -137,7 +137,7 @@ async fn checks(
             let (one, other) = (&verdict.instance_status, &verdict.system_status);
             return Err(Failed::Check(format!(
                 "AWS's check of the instance says {one}, that of its host {other}, after {} s",
-                trial.time.as_secs() - end.saturating_duration_since(Instant::now()).as_secs()
+                trial.time.saturating_sub(end.saturating_duration_since(Instant::now())).as_secs()
             )));
         }
         aws.retry.pause("DescribeInstanceStatus", pause).await?;

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde_json::Value;
 
 use super::journal::{Ask, Dead, Journal, Loan, Thing};
+use super::sweep::Known;
 use super::{Error, Result, sweep};
 use crate::aws::clients::Clients;
 use crate::aws::tags::RunTags;
@@ -24,7 +25,7 @@ pub struct Ledger {
 
 struct Inner {
     journal: Journal,
-    made: BTreeMap<String, Thing>,
+    made: Known,
     /// What was made for what, by a run that is continued.
     roles: BTreeMap<String, String>,
     /// What stays: lists may still show it as temporary.
@@ -65,7 +66,7 @@ impl Ledger {
             return Err(Error::Refused(format!("the run {} cannot be continued", dead.run)));
         };
         let tags = RunTags { run: dead.run.clone(), expires };
-        let made = dead.left.iter().map(|(id, (thing, _))| (id.clone(), *thing)).collect();
+        let made = dead.left.clone();
         let (roles, settled, done) = (dead.roles.clone(), dead.settled.clone(), dead.done.clone());
         let loans = dead.loans.clone();
         let inner = Inner { journal: dead.revive(), made, roles, settled, done, loans };
@@ -93,7 +94,7 @@ impl Ledger {
 
     fn note(&self, ask: Option<Ask>, thing: Thing, id: &str, role: Option<&str>) -> Result<()> {
         let mut inner = self.inner();
-        inner.made.insert(id.to_owned(), thing);
+        inner.made.insert(id.to_owned(), (thing, jiff::Timestamp::now().as_second()));
         if let Some(role) = role {
             inner.roles.insert(role.to_owned(), id.to_owned());
         }
@@ -169,12 +170,12 @@ impl Ledger {
             let inner = self.inner();
             (inner.made.clone(), inner.settled.clone())
         };
-        let outcome = sweep::remove_run(aws, &self.tags.run, &known, &stay).await;
+        let (gone, outcome) = sweep::remove_run(aws, &self.tags.run, &known, &stay).await;
         drop(cleaning);
-        for id in outcome? {
+        for id in gone {
             self.settled(&id)?;
         }
-        Ok(())
+        Ok(outcome?)
     }
 
     /// Everything is settled.

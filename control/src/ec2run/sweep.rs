@@ -118,34 +118,64 @@ fn is_temporary(tags: &Tags) -> bool {
     tags.get(tags::PURPOSE).is_some_and(|purpose| purpose == tags::TEMPORARY)
 }
 
+/// What a run made: what it is, and when, in seconds since 1970.
+pub type Known = BTreeMap<String, (Thing, i64)>;
+
 /// Takes away everything temporary that this run made, as its tags say. `known` is what the run remembers: looked up by id, since lists may be behind; for
-/// the same reason `stay` names what does not go whatever a list says.
+/// the same reason `stay` names what does not go whatever a list says. What may not be taken away does not hold up the rest: returned are what is gone, and the first
+/// error.
 pub async fn remove_run(
     aws: &Clients,
     run: &str,
-    known: &BTreeMap<String, Thing>,
+    known: &Known,
     stay: &BTreeSet<String>,
-) -> Result<Vec<String>, AwsError> {
+) -> (Vec<String>, Result<(), AwsError>) {
+    let mut gone = Vec::new();
+    let outcome = remove_all(aws, run, known, stay, &mut gone).await;
+    (gone, outcome)
+}
+
+async fn remove_all(
+    aws: &Clients,
+    run: &str,
+    known: &Known,
+    stay: &BTreeSet<String>,
+    gone: &mut Vec<String>,
+) -> Result<(), AwsError> {
     let mut found = tagged(aws, Some(run)).await?;
-    let mut gone = BTreeSet::new();
-    for (id, thing) in known {
+    let now_s = jiff::Timestamp::now().as_second();
+    for (id, (thing, at_s)) in known {
         if !found.iter().any(|f| f.id == *id) {
-            match look_up(aws, *thing, id, Patience::FRESH).await? {
+            // What was made long ago, and is not to be seen, is not there.
+            let is_new = now_s - at_s < GRACE.as_secs() as i64;
+            let patience = if is_new { Patience::FRESH } else { Patience::USUAL };
+            match look_up(aws, *thing, id, patience).await? {
                 Some(more) => found.push(more),
-                None => drop(gone.insert(id.clone())),
+                None => gone.push(id.clone()),
             }
         }
     }
     found.retain(|f| !stay.contains(&f.id));
     // Instances end before what they hold, images before their snapshots, groups last.
     found.sort_by_key(|f| order_of(f.thing));
+    let mut first = Ok(());
+    let mut is_held = false;
     for found in found {
-        if is_temporary(&found.tags) {
-            remove(aws, &found).await?;
+        // What an instance holds that stays, stays with it.
+        if is_held && matches!(found.thing, Thing::Volume | Thing::Group) {
+            continue;
         }
-        gone.insert(found.id);
+        let removed = if is_temporary(&found.tags) { remove(aws, &found).await } else { Ok(()) };
+        match removed {
+            Ok(()) => gone.push(found.id),
+            Err(error) if matches!(error.kind, Kind::Denied | Kind::State | Kind::Refused) => {
+                is_held |= found.thing == Thing::Instance;
+                first = first.and(Err(error));
+            }
+            Err(error) => return first.and(Err(error)),
+        }
     }
-    Ok(gone.into_iter().collect())
+    first
 }
 
 /// What goes first.
@@ -195,7 +225,7 @@ async fn look_up(
         Thing::Snapshot => snapshots::find(aws, &ids, &[], patience)
             .await
             .map(|mut list| list.pop().map(|s| Tagged { thing, id: s.id, tags: s.tags, image: None })),
-        Thing::Image => images::find(aws, &ids, &[]).await.map(|mut list| {
+        Thing::Image => images::find_with(aws, &ids, &[], patience).await.map(|mut list| {
             list.pop().map(|i| Tagged { thing, id: i.id.clone(), tags: i.tags.clone(), image: Some(i) })
         }),
         Thing::Instance => launch::find(aws, &ids, &[], patience)
@@ -322,13 +352,23 @@ async fn sweep_runs(aws: &Clients, mut runs: Runs, how: Sweeping) -> Result<Swep
         }
     }
     going.sort_by_key(|(found, _)| order_of(found.thing));
+    let mut held = BTreeSet::new();
     for (found, report) in going {
+        let run = found.tags.get(tags::RUN).cloned().unwrap_or_default();
+        if held.contains(&run) && matches!(found.thing, Thing::Volume | Thing::Group) {
+            let why = "an instance of its run may hold it, and could not be ended".to_owned();
+            swept.failed.push(Found { why, ..report });
+            continue;
+        }
         let outcome = if dry_run { Ok(()) } else { remove(aws, &found).await };
         match outcome {
             Ok(()) => swept.removed.push(report),
             Err(error) if error.kind == Kind::Cancelled => return Err(error.into()),
             Err(error) => {
-                waiting.extend(found.tags.get(tags::RUN).cloned());
+                if found.thing == Thing::Instance {
+                    held.insert(run.clone());
+                }
+                waiting.insert(run);
                 swept.failed.push(Found { why: error.to_string(), ..report });
             }
         }

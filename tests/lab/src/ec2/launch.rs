@@ -237,7 +237,7 @@ impl Launch {
             carried: self.instance["carried"].clone(),
             instance_store,
             proxy: false,
-            console: String::new(),
+            console: format!("penstock-lab: {id} started\r\n"),
             impaired: region.impair_new,
             reboot_ms: None,
             launch_ms: call.now,
