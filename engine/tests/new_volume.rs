@@ -16,7 +16,7 @@ use penstock_engine::crypto::wrap::AccessKey;
 use penstock_engine::format::point::RecoveryPoint;
 use penstock_engine::repo::{InitOptions, Repository};
 use penstock_engine::restore::{self, RestoreOptions, RestoreTarget};
-use penstock_engine::source::StreamSource;
+use penstock_engine::source::{Extents, StreamSource};
 use penstock_engine::store::{Body, MemoryStore, PutOutcome, Span, Store};
 use penstock_engine::{Error, Result, Run};
 
@@ -70,6 +70,12 @@ fn backed_up(contents: &[u8]) -> (Repository, Arc<Failing>, RecoveryPoint) {
     });
     let options = InitOptions { pack_bytes: 8 << 20, compression: "off".into(), ..InitOptions::default() };
     let repo = Repository::init(store.clone(), &options, &AccessKey::key_file(vec![7; 40]).unwrap()).unwrap();
+    let point = back_up(&repo, contents);
+    (repo, store, point)
+}
+
+/// A further point.
+fn back_up(repo: &Repository, contents: &[u8]) -> RecoveryPoint {
     let state = tempfile::tempdir().unwrap();
     let source = Box::new(StreamSource::new("disk", Cursor::new(contents.to_vec())));
     let volumes = vec![VolumeSource { name: "disk".into(), source, changed_extents: None }];
@@ -79,8 +85,7 @@ fn backed_up(contents: &[u8]) -> (Repository, Arc<Failing>, RecoveryPoint) {
         state_dir: state.path().to_owned(),
         ..BackupOptions::default()
     };
-    let point = backup::run(&repo, volumes, &options, &Arc::new(Run::new())).unwrap().point;
-    (repo, store, point)
+    backup::run(repo, volumes, &options, &Arc::new(Run::new())).unwrap().point
 }
 
 fn noise(bytes: usize) -> Vec<u8> {
@@ -179,4 +184,48 @@ fn a_file_with_something_in_it_is_refused_whatever_is_said_of_it() {
     let refused = restore::run(&repo, &point, &point.volumes[0], to, &options, &Arc::new(Run::new()));
     assert!(matches!(refused, Err(Error::TargetRefused { .. })));
     assert_eq!(fs::read(&path).unwrap(), b"precious");
+}
+
+/// With a base and a list of what may differ from it, just that is read: what is written elsewhere behind everybody's back is not noticed, which shows that it was not looked at.
+#[test]
+fn what_may_be_stale_is_compared_and_nothing_else() {
+    let mut contents = vec![0; 40 * MIB];
+    contents
+        .chunks_mut(4096)
+        .enumerate()
+        .for_each(|(n, block)| block[..8].copy_from_slice(&(n as u64).to_le_bytes()));
+    contents[12 * MIB..20 * MIB].fill(0);
+    let (repo, _store, base) = backed_up(&contents);
+    let mut wanted = contents.clone();
+    wanted[MIB..MIB + 8192].fill(7);
+    wanted[33 * MIB..34 * MIB].fill(0);
+    let point = back_up(&repo, &wanted);
+    let dir = scratch();
+    let target = dir.path().join("disk.img");
+    // What the guest wrote since: told, told where nothing differs, in zeros, and not told.
+    let mut held = contents.clone();
+    held[5 * MIB..5 * MIB + 100].fill(9);
+    held[MIB + 100_000..MIB + 100_100].fill(9);
+    held[13 * MIB..13 * MIB + 100].fill(9);
+    held[25 * MIB..25 * MIB + 100].fill(9);
+    fs::write(&target, &held).unwrap();
+    let told = |at: usize| (at as u64)..(at as u64 + 100);
+    let stale =
+        Extents::from_ranges(vec![told(5 * MIB), told(MIB + 100_000), told(13 * MIB), told(38 * MIB)]);
+    let options = RestoreOptions {
+        base: Some(base),
+        stale: Some(stale),
+        state_dir: dir.path().join("state"),
+        ..RestoreOptions::default()
+    };
+    let to = RestoreTarget::Path(target.clone());
+    let report = restore::run(&repo, &point, &point.volumes[0], to, &options, &Arc::new(Run::new())).unwrap();
+    let found = fs::read(&target).unwrap();
+    let mut expected = wanted;
+    expected[25 * MIB..25 * MIB + 100].fill(9);
+    assert!(found == expected);
+    let all =
+        report.written_bytes + report.skipped_same_bytes + report.zeroed_bytes + report.skipped_zero_bytes;
+    assert_eq!(all, contents.len() as u64, "every byte is accounted for once: {report:?}");
+    assert!(report.written_bytes < 2 * MIB as u64, "{report:?}");
 }

@@ -30,6 +30,7 @@ pub mod compare;
 pub mod damage;
 pub mod filesystem;
 pub mod guest;
+pub mod iam;
 pub mod image;
 pub mod initramfs;
 pub mod json;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use penstock_lab::{Fault, InstanceSpec, KEY_ID, Key, Rule, SECRET, VolumeSpec};
 use penstock_tests::cloud::{self, Cloud};
+use penstock_tests::iam::{actions, without};
 use penstock_tests::penstock::{Output, code};
 use penstock_tests::repo::Repo;
 use penstock_tests::workdir::Workdir;
@@ -119,20 +120,6 @@ fn names_of(report: &Value, is: impl Fn(&Value) -> bool) -> BTreeSet<&str> {
 
 fn says(check: &Value, word: &str) -> bool {
     json::text(check, "found").contains(word)
-}
-
-fn actions(policy: &Value) -> BTreeSet<String> {
-    let statements = json::list(policy, "Statement").iter();
-    statements.flat_map(|s| json::list(s, "Action")).map(|a| a.as_str().unwrap().to_owned()).collect()
-}
-
-/// The policy with an action in no statement.
-fn without(policy: &Value, action: &str) -> Value {
-    let mut policy = policy.clone();
-    for statement in policy["Statement"].as_array_mut().unwrap() {
-        statement["Action"].as_array_mut().unwrap().retain(|a| a != action);
-    }
-    policy
 }
 
 /// Before the first backup there is nothing of penstock's own: what only that could decide is said to be open.

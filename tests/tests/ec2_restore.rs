@@ -164,6 +164,64 @@ fn a_volume_is_written_over() {
     }
 }
 
+/// A volume goes back to a day without a word of what it holds: its anchor is known, and AWS says what changed since.
+#[test]
+fn a_volume_goes_back_by_what_changed_since_its_anchor() {
+    let mut nights = Nights::start();
+    nights.night(&[]);
+    nights.change(5);
+    nights.night(&[]);
+    nights.change(6);
+    let data = nights.cloud.web.volumes[1].clone();
+    nights.cloud.lab.stop(&nights.cloud.web.instance).unwrap();
+    let before = nights.cloud.marked();
+    let onto = |nights: &Nights, day: usize, more: &[&str]| {
+        let what = format!("{}/{data}", nights.points[day]);
+        nights.cloud.command(&nights.repo, &["restore", &what, "--onto", &data]).args(more).run()
+    };
+    let plan = onto(&nights, 0, &["--dry-run"]).ok().json();
+    assert_eq!(plan["over"][0]["anchor"]["recovery_point"], nights.points[1].as_str());
+    assert!(nights.cloud.marked() == before);
+    for day in [0, 1] {
+        let report = onto(&nights, day, &[]).ok().json();
+        nights.holds(&data, day, 1);
+        let volume = &report["volumes"][0];
+        assert_eq!(volume["base_point"], nights.points[1].as_str());
+        assert!(
+            json::u64(volume, "written_bytes") < 8 * MIB && json::list(&report, "notes").is_empty(),
+            "{report:#}"
+        );
+        assert!(nights.cloud.marked() == before, "{:?}", nights.cloud.marked());
+        nights.change(7 + day as u64);
+    }
+    // AWS does not say what changed: all of it is read.
+    nights.cloud.lab.faults.set(vec![refuse("ListChangedBlocks")]);
+    let report = onto(&nights, 0, &[]).ok().json();
+    nights.cloud.lab.faults.set(Vec::new());
+    nights.holds(&data, 0, 1);
+    assert!(json::list(&report, "notes")[0].as_str().unwrap().contains("all of it is read"), "{report:#}");
+    // Without an anchor it is not known, and nothing is overwritten by mistake.
+    onto(&nights, 1, &["--no-base"]).expect(&[code::REFUSED]).says("--compare");
+    nights.holds(&data, 0, 1);
+    // Killed in the middle, and continued.
+    let mut rng = Rng::new(9);
+    for _ in 0..by_tier(3, 10) {
+        nights.change(20);
+        let what = format!("{}/{data}", nights.points[0]);
+        let mut run = nights.cloud.command(&nights.repo, &["restore", &what, "--onto", &data]).spawn();
+        if run.runs_at(std::time::Duration::from_millis(20 + (rng.fraction() * 300.0) as u64)) {
+            run.kill();
+        }
+        run.wait();
+        let resumed = onto(&nights, 0, &["--resume"]).expect(&[code::DONE, code::FAILED]);
+        if resumed.code == code::FAILED {
+            onto(&nights, 0, &[]).ok();
+        }
+        nights.holds(&data, 0, 1);
+        assert!(nights.cloud.marked() == before, "{:?}", nights.cloud.marked());
+    }
+}
+
 /// What fails is undone; with --keep it is continued.
 #[test]
 fn a_failure_is_undone_or_continued() {

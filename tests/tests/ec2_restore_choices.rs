@@ -191,6 +191,24 @@ fn keys() {
     assert!(!nights.cloud.marked().iter().any(|m| m.ends_with("temporary")));
 }
 
+/// An account that encrypts by default since takes no parent that is not encrypted: everything is written, and encrypted.
+#[test]
+fn an_account_that_encrypts_by_default() {
+    let mut nights = start();
+    nights.night(&[]);
+    nights.change(1);
+    nights.night(&[]);
+    nights.cloud.lab.with("us-east-1", |region| region.encryption_by_default = true);
+    for way in ["direct", "attach"] {
+        let report = nights.restore(&[&nights.points[0], "--write", way]);
+        nights.check(&report, 0);
+        for (_, volume) in volumes(&nights, &report) {
+            assert_eq!(volume["encrypted"], true, "{volume:#}");
+        }
+        nights.clear();
+    }
+}
+
 /// Another image's root, and the point's data volumes.
 #[test]
 fn another_image() {

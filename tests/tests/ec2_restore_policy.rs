@@ -1,9 +1,9 @@
 //! Restores with the printed policy and nothing else: it is enough, each permission of it is needed, and what was restored is out of its reach.
 
-use std::collections::BTreeSet;
 use std::net::TcpListener;
 
 use penstock_lab::{KEY_ID, SubnetSpec};
+use penstock_tests::iam::{actions, without};
 use penstock_tests::json;
 use penstock_tests::nights::Nights;
 use penstock_tests::penstock::{Output, code};
@@ -103,19 +103,6 @@ fn needed_by(action: &str) -> Kind {
         "ec2:GetConsoleOutput" => Kind::Impaired,
         other => panic!("which restore needs {other}?"),
     }
-}
-
-fn actions(policy: &Value) -> BTreeSet<String> {
-    let statements = json::list(policy, "Statement").iter();
-    statements.flat_map(|s| json::list(s, "Action")).map(|a| a.as_str().unwrap().to_owned()).collect()
-}
-
-fn without(policy: &Value, action: &str) -> Value {
-    let mut policy = policy.clone();
-    for statement in policy["Statement"].as_array_mut().unwrap() {
-        statement["Action"].as_array_mut().unwrap().retain(|a| a != action);
-    }
-    policy
 }
 
 #[test]

@@ -125,8 +125,9 @@ pub fn plan(
         bytes: volumes.iter().map(|v| v.decision.estimate.bytes).sum(),
         requests: volumes.iter().map(|v| v.decision.estimate.requests).sum(),
         seconds: by_calls.max(attached),
-        usd: volumes.iter().map(|v| v.decision.estimate.usd).sum(),
-        kept_usd_month: volumes.iter().map(|v| v.kept_usd_month).sum(),
+        // An empty sum of floats is -0.
+        usd: volumes.iter().map(|v| v.decision.estimate.usd).sum::<f64>() + 0.0,
+        kept_usd_month: volumes.iter().map(|v| v.kept_usd_month).sum::<f64>() + 0.0,
         volumes,
         excluded: look.excluded,
         notes,

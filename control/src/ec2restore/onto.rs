@@ -4,17 +4,22 @@
 use serde::{Deserialize, Serialize};
 
 use penstock_engine::restore::RestoreTarget;
+use penstock_engine::source::Extents;
 
-use super::plan::{VolumePlan, Write};
+use super::plan::{BasePlan, VolumePlan, Write};
 use super::writing::{Wishes, Writing};
 use super::{Error, Result};
 use crate::aws::attach::{self, Form};
 use crate::aws::clients::{Clients, Proxy};
 use crate::aws::describe::{self, VolumeFacts};
+use crate::aws::direct::BLOCK_BYTES;
+use crate::aws::direct::listing::Listing;
+use crate::aws::error::Kind;
 use crate::aws::retry::Patience;
+use crate::aws::snapshots;
 use crate::aws::tags::Tags;
 use crate::ec2restore::job::VolumeReport;
-use crate::ec2run::journal::Loan;
+use crate::ec2run::journal::{Loan, Thing};
 
 const GIB: u64 = 1 << 30;
 
@@ -33,6 +38,9 @@ pub struct Over {
     pub home: Option<(String, String)>,
     /// The recovery point that it holds, as the user says.
     pub base: Option<String>,
+    /// A snapshot of it whose contents are known: only what changed since is read and compared.
+    #[serde(default)]
+    pub anchor: Option<BasePlan>,
     /// It is read and compared.
     pub compare: bool,
     /// What it holds is overwritten.
@@ -104,8 +112,51 @@ async fn check_one(aws: &Clients, proxy: &Proxy, over: &mut Over, facts: &Volume
 }
 
 impl Writing<'_> {
+    /// What the volume may hold otherwise than its anchor: asked of a snapshot that is taken of it now, before it is written. `None` if AWS does not say.
+    fn changed_since(&self, over: &Over, anchor: &str, notes: &mut Vec<String>) -> Result<Option<Extents>> {
+        let (aws, ledger) = (self.aws, self.ledger);
+        let role = format!("state {}", over.target);
+        let listed = aws.block_on(async {
+            let id = match ledger.known(&role) {
+                Some(id) => id,
+                None => {
+                    let ask = ledger.asks(Thing::Snapshot)?;
+                    let text = format!(
+                        "penstock: {} before it is written over (run {})",
+                        over.target, ledger.tags.run
+                    );
+                    let id = snapshots::take_one(aws, &over.target, &text, &ledger.tags.temporary()).await?;
+                    ledger.made_as(ask, Thing::Snapshot, &id, &role)?;
+                    id
+                }
+            };
+            snapshots::wait(aws, std::slice::from_ref(&id)).await?;
+            let listing = Listing { snapshot: id, since: Some(anchor.to_owned()) };
+            let (mut ranges, mut from) = (Vec::new(), Some(0));
+            while let Some(first) = from {
+                let page = listing.page(aws, first).await?;
+                ranges.extend(
+                    page.indexes().map(|i| u64::from(i) * BLOCK_BYTES..u64::from(i + 1) * BLOCK_BYTES),
+                );
+                from = page.next();
+            }
+            Ok(Extents::from_ranges(ranges))
+        });
+        match listed {
+            Ok(extents) => Ok(Some(extents)),
+            Err(Error::Aws(error)) if matches!(error.kind, Kind::Denied | Kind::Refused | Kind::NotFound) => {
+                notes.push(format!(
+                    "{}: what changed since {anchor} is not known, all of it is read: {error}",
+                    over.target
+                ));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Writes over one volume, and brings it back.
-    pub fn over(&self, over: &Over) -> Result<VolumeReport> {
+    pub fn over(&self, over: &Over, notes: &mut Vec<String>) -> Result<VolumeReport> {
         let (aws, ledger) = (self.aws, self.ledger);
         let Some(proxy) = self.proxy else {
             return Err(Error::Refused("this is no EC2 instance".into()));
@@ -113,6 +164,11 @@ impl Writing<'_> {
         let Some(volume) = self.point.volume(&over.volume) else {
             return Err(Error::Refused(format!("there is no volume {}", over.volume)));
         };
+        let stale = match &over.anchor {
+            Some(anchor) => self.changed_since(over, &anchor.snapshot, notes)?,
+            None => None,
+        };
+        let known = over.anchor.as_ref().filter(|_| stale.is_some()).map(|a| &a.recovery_point);
         let at_proxy = over.home.as_ref().is_some_and(|(instance, _)| *instance == proxy.instance);
         if !at_proxy {
             ledger.lent(Loan { volume: over.target.clone(), home: over.home.clone() })?;
@@ -122,10 +178,12 @@ impl Writing<'_> {
             }
         }
         let device = aws.block_on(self.device(proxy, &over.target, over.target_gib))?;
-        let base = over.base.as_ref().map(|id| self.engine.point(id)).transpose()?;
+        let base_point = over.base.as_ref().or(known).cloned();
         let options = Wishes {
-            base,
-            compare: over.compare,
+            base: base_point.as_ref().map(|id| self.engine.point(id)).transpose()?,
+            // With an anchor that does not help, too.
+            compare: over.compare || (over.anchor.is_some() && stale.is_none()),
+            stale,
             force: over.force,
             zero_target: false,
             journal: Some(ledger.beside(&format!("{}.segments", over.volume))),
@@ -152,7 +210,8 @@ impl Writing<'_> {
             as_snapshot: false,
         };
         let mut done = VolumeReport::new(&plan, Some(&report), Some(over.target.clone()));
-        done.base_point = over.base.clone();
+        done.base_point = base_point;
+        done.base = over.anchor.as_ref().map(|a| a.snapshot.clone()).filter(|_| done.base_point.is_some());
         Ok(done)
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use penstock_engine::format::point::{RecoveryPoint, Volume};
 use penstock_engine::restore::{RestoreOptions, RestoreReport, RestoreTarget};
+use penstock_engine::source::Extents;
 
 use super::plan::{VolumePlan, Write};
 use super::{Error, Result};
@@ -44,6 +45,8 @@ pub trait Engine: Sync {
 pub struct Wishes {
     /// What the target holds.
     pub base: Option<RecoveryPoint>,
+    /// Where it may hold something else.
+    pub stale: Option<Extents>,
     /// It is read and compared.
     pub compare: bool,
     /// It reads as zeros.
@@ -59,6 +62,7 @@ impl Wishes {
     pub fn apply(self, options: RestoreOptions) -> RestoreOptions {
         RestoreOptions {
             base: self.base,
+            stale: self.stale,
             compare: self.compare,
             zero_target: self.zero_target,
             force: self.force,
@@ -142,6 +146,7 @@ impl Writing<'_> {
     fn direct(&self, plan: &VolumePlan) -> Result<Written> {
         let (aws, ledger) = (self.aws, self.ledger);
         let (role, what) = (format!("snapshot {}", plan.volume), format!("written {}", plan.volume));
+        let orphan = format!("without a parent {}", plan.volume);
         let id = match ledger.known(&role) {
             Some(id) => id,
             None => {
@@ -155,7 +160,16 @@ impl Writing<'_> {
                     token: ledger.tags.token(&plan.volume),
                     tags: &self.tags(plan),
                 };
-                let id = aws.block_on(writer::start(aws, &wanted))?;
+                let id = match aws.block_on(writer::start(aws, &wanted)) {
+                    // An account that encrypts by default takes no parent that is not encrypted.
+                    Err(error) if wanted.parent.is_some() && error.is("ValidationException") => {
+                        tracing::warn!("{}: written from nothing: {error}", plan.volume);
+                        ledger.done(&orphan)?;
+                        let token = ledger.tags.token(&format!("{}-alone", plan.volume));
+                        aws.block_on(writer::start(aws, &Wanted { parent: None, token, ..wanted }))?
+                    }
+                    id => id?,
+                };
                 ledger.made_as(ask, Thing::Snapshot, &id, &role)?;
                 id
             }
@@ -165,7 +179,8 @@ impl Writing<'_> {
         }
         let sums = ledger.beside(&format!("{}.sums", plan.volume));
         let sink = Arc::new(SnapshotWriter::new(aws.clone(), &id, plan.size_gib * GIB, &sums)?);
-        let options = Wishes { base: self.base(plan)?, ..Wishes::default() };
+        let base = if ledger.is_done(&orphan) { None } else { self.base(plan)? };
+        let options = Wishes { base, ..Wishes::default() };
         let report = self.engine.restore(
             self.point,
             self.contents(plan)?,

@@ -50,6 +50,7 @@ use crate::io::{self, BufPool, IoEngine, IoEngineChoice, WriteResult};
 use crate::limits::SEGMENT_BYTES;
 use crate::repo::Repository;
 use crate::run::{Progress, Run};
+use crate::source::Extents;
 use crate::store::Store;
 use crate::target::{self, BlockSink, Target, TargetOptions};
 use blocks::BlockWork;
@@ -70,6 +71,8 @@ pub enum RestoreTarget {
 pub struct RestoreOptions {
     /// The target holds this point of the volume: write only what differs.
     pub base: Option<RecoveryPoint>,
+    /// With `base`: where the target may hold something else, by whoever tracks changes of it. There it is read and compared.
+    pub stale: Option<Extents>,
     /// Read the target and write only what differs.
     pub compare: bool,
     /// Overwrite a target that is not empty.
@@ -94,6 +97,7 @@ impl Default for RestoreOptions {
     fn default() -> Self {
         Self {
             base: None,
+            stale: None,
             compare: false,
             force: false,
             resume: false,
@@ -389,6 +393,7 @@ fn to_target(
     let mut threads = io::spawn_writers(engine, 1, depth, write_receiver, done_sender.clone())?;
     let how = plan::How {
         base: options.base.clone(),
+        stale: options.stale.clone().unwrap_or_default(),
         compare: options.compare,
         fresh,
         done,

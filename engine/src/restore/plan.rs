@@ -13,10 +13,11 @@ use crate::error::Result;
 use crate::format::node::{Leaf, Piece};
 use crate::format::point::{RecoveryPoint, Volume};
 use crate::id::SegmentNo;
-use crate::limits::BLOCK_BYTES;
+use crate::limits::{BLOCK_BYTES, SEGMENT_BYTES};
 use crate::manifest::{SegmentChange, TreeReader, each_difference, leaf_differences, merge_ranges};
 use crate::repo::Repository;
 use crate::run::Progress;
+use crate::source::Extents;
 use crate::target::BlockSink;
 
 /// Longest range that is made zero in one call, so that an interruption is noticed.
@@ -26,6 +27,8 @@ const ZERO_STEP_BYTES: u64 = 1 << 30;
 pub struct How {
     /// It holds this point.
     pub base: Option<RecoveryPoint>,
+    /// Where it may hold something else than `base`: it is read and compared there.
+    pub stale: Extents,
     /// It is read and compared.
     pub compare: bool,
     /// It reads as zeros wherever nothing was written.
@@ -115,21 +118,28 @@ impl Planner {
         Ok(())
     }
 
-    /// Only segments in which the manifests differ.
+    /// Only segments in which the manifests differ, and those that are compared since the target may not be as its base there.
     fn differences(mut self, mut base: TreeReader) -> Result<()> {
         let lane = &mut self.lane;
         let volume_bytes = lane.shared.volume_bytes;
-        let mut differing = 0u64;
+        let end = SegmentNo(self.tree.shape().segments());
+        let stale = std::mem::take(&mut lane.how.stale);
+        let (mut differing, mut stale_from) = (0u64, SegmentNo(0));
         each_difference(
             &mut base,
             &mut self.tree,
             &mut |base, tree, SegmentChange { segment, old, new }| {
                 let len = segment.len_in(volume_bytes);
-                differing += len as u64;
+                differing += len as u64 + lane.compare_stale(tree, &stale, stale_from..segment)?;
+                stale_from = SegmentNo(segment.0 + 1);
                 if lane.shared.run.stopped() || lane.was_done(segment) {
                     return Ok(());
                 }
                 let leaf = tree.load_leaf(segment, new)?;
+                if stale.intersects(&(segment.offset_bytes()..stale_from.offset_bytes())) {
+                    lane.send_compared(segment, leaf);
+                    return Ok(());
+                }
                 if lane.how.sink.is_some() {
                     return lane.send_blocks(segment, &grown_leaf(base, segment, len as u32)?, &leaf);
                 }
@@ -140,6 +150,7 @@ impl Planner {
                 lane.send(segment, leaf, &ranges)
             },
         )?;
+        differing += lane.compare_stale(&mut self.tree, &stale, stale_from..end)?;
         let same = volume_bytes - differing;
         Shared::add(&lane.shared.counters.same, same);
         Progress::add(&lane.shared.run.progress.done_bytes, same);
@@ -213,6 +224,37 @@ impl Lane {
             });
         }
         Ok(())
+    }
+
+    /// Sends on those of the segments that have something stale in them; returns their bytes.
+    fn compare_stale(
+        &mut self,
+        tree: &mut TreeReader,
+        stale: &Extents,
+        segments: Range<SegmentNo>,
+    ) -> Result<u64> {
+        let (mut at, mut bytes) = (segments.start, 0);
+        while at < segments.end && !self.shared.run.stopped() {
+            let Some(next) = stale.next(at.offset_bytes()) else { break };
+            at = SegmentNo(next.start / SEGMENT_BYTES as u64);
+            if at >= segments.end {
+                break;
+            }
+            bytes += at.len_in(self.shared.volume_bytes) as u64;
+            if !self.was_done(at) {
+                let leaf = tree.leaf(at)?;
+                self.send_compared(at, leaf);
+            }
+            at = SegmentNo(at.0 + 1);
+        }
+        Ok(bytes)
+    }
+
+    /// Sends on a segment that is read and brought to what `leaf` says.
+    fn send_compared(&mut self, segment: SegmentNo, leaf: Leaf) {
+        let len = segment.len_in(self.shared.volume_bytes);
+        let work = SegmentWork { segment, len, compare: Some(leaf), ..Default::default() };
+        self.hand_on(work);
     }
 
     /// Sends on a segment of which `ranges` are to be brought to what `leaf` says.

@@ -62,6 +62,7 @@ pub fn restore(
     };
     let how = plan::How {
         base: options.base.clone(),
+        stale: Default::default(),
         compare: false,
         fresh: true,
         done: HashSet::new(),

@@ -22,6 +22,7 @@ pub fn restore(
     let (sender, receiver) = crossbeam::channel::unbounded();
     let how = plan::How {
         base: None,
+        stale: Default::default(),
         compare: false,
         fresh: true,
         done: HashSet::new(),

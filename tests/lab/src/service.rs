@@ -89,9 +89,11 @@ pub fn handle(core: &Arc<Core>, request: &Request) -> Outcome {
         return Outcome::Answer(imds::handle(core, request));
     }
     let authorization = request.header("authorization").and_then(Authorization::parse);
-    let params =
-        Params::parse(if request.method == "GET" { request.query.as_bytes() } else { &request.body });
-    let service = if request.path.starts_with("/snapshots") {
+    let of_snapshots = request.path.starts_with("/snapshots");
+    // What the EBS direct APIs are sent is JSON, or a block.
+    let is_form = request.method != "GET" && !of_snapshots;
+    let params = Params::parse(if is_form { &request.body } else { request.query.as_bytes() });
+    let service = if of_snapshots {
         Service::Ebs
     } else if authorization.as_ref().is_some_and(|a| a.service == "sts")
         || params.get("Version") == Some("2011-06-15")

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -130,13 +131,30 @@ impl VolumeFile {
         self.file.read_exact_at(bytes, offset)
     }
 
-    /// Writes the data of a file, holes left out, from the volume's first byte on.
+    /// Writes what a file holds, from the volume's first byte on; the rest of the volume is zero then.
     pub fn write_file(&self, source: &Path) -> io::Result<()> {
+        self.fill()?;
+        let own = File::open(&self.path)?;
+        let zeros = vec![0; BLOCK_BYTES];
+        let clear = |range: Range<u64>| {
+            let mut next = range.start;
+            while let Some((start, end)) = data_extent(&own, next, range.end)? {
+                let mut at = start;
+                while at < end {
+                    let length = (end - at).min(BLOCK);
+                    self.write(at, &zeros[..usize::try_from(length).unwrap_or(BLOCK_BYTES)])?;
+                    at += length;
+                }
+                next = end;
+            }
+            io::Result::Ok(())
+        };
         let source = File::open(source)?;
         let size_bytes = source.metadata()?.len();
         let mut buffer = vec![0; BLOCK_BYTES];
         let mut next = 0;
         while let Some((start, end)) = data_extent(&source, next, size_bytes)? {
+            clear(next..start)?;
             let mut at = start;
             while at < end {
                 let length = (end - at).min(BLOCK);
@@ -147,7 +165,7 @@ impl VolumeFile {
             }
             next = end;
         }
-        Ok(())
+        clear(next..own.metadata()?.len())
     }
 
     /// The blocks of this moment. Takes time by what was written since the last call, or by the data of the volume if others may have written.

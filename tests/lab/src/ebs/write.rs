@@ -121,6 +121,11 @@ pub(super) fn start(call: &Call<'_>) -> ApiResult<Answer> {
                 let message = "VolumeSize is smaller than that of the parent snapshot";
                 return Err(ApiError::validation("INVALID_VOLUME_SIZE", message));
             }
+            if region.encryption_by_default && !parent.encrypted {
+                let message =
+                    "An unencrypted parent snapshot cannot be used while encryption by default is enabled";
+                return Err(invalid(message));
+            }
             base = map.duplicate();
             lineage = Some(parent.lineage);
             encrypted = parent.encrypted;

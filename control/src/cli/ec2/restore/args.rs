@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(long)]
     pub volumes_only: bool,
 
-    /// Write over this volume, one of a stopped instance or one that is attached nowhere or here; VOLUME= where the point has several
+    /// Write over this volume, one of a stopped instance or one that is attached nowhere or here; VOLUME= where the point has several. Without --base, --compare or --force, an anchor tells what to read and write
     #[arg(long, value_name = "[VOLUME=]TARGET", conflicts_with_all = ["volumes_only", "test"])]
     pub onto: Vec<String>,
 
@@ -70,7 +70,7 @@ pub struct Args {
 
     /// Write everything, also where a snapshot holds a part of it already
     #[arg(long)]
-    no_base: bool,
+    pub no_base: bool,
 
     /// MiB/s of temporary volumes; more than 125 costs extra
     #[arg(long, value_name = "MIB", default_value_t = prices::GP3_THROUGHPUT, value_parser = clap::value_parser!(u32).range(125..=2000))]

@@ -8,8 +8,10 @@ use super::super::super::exit::Failure;
 use super::super::super::output::{self, Table};
 use super::super::super::{thaw, units};
 use super::Common;
+use crate::ec2restore::base;
 use crate::ec2restore::job::Report;
 use crate::ec2restore::onto::{OntoPlan, Over};
+use crate::ec2restore::plan::BasePlan;
 use crate::ec2restore::writing::Writing;
 use crate::ec2run;
 
@@ -41,11 +43,15 @@ pub fn plan(common: &Common<'_>, volume: Option<&str>) -> Result<OntoPlan, Failu
             target_gib: 0,
             home: None,
             base: base.as_ref().map(|base| base.id.clone()),
+            anchor: None,
             compare: args.compare,
             force: args.force,
         });
     }
     common.aws.block_on(OntoPlan::check(&common.aws, common.proxy.as_ref(), &mut over))?;
+    if base.is_none() && !args.compare && !args.force && !args.no_base {
+        find_anchors(common, &mut over)?;
+    }
     if !args.dry_run {
         for part in &over {
             let Some(volume) = point.volume(&part.volume) else { continue };
@@ -61,14 +67,41 @@ pub fn plan(common: &Common<'_>, volume: Option<&str>) -> Result<OntoPlan, Failu
     })
 }
 
+/// Volumes that go back to an earlier state of their own, and whose last state is known by an anchor. What a mounted device holds a snapshot may not have yet, so
+/// volumes of this instance are left out.
+fn find_anchors(common: &Common<'_>, over: &mut [Over]) -> Result<(), Failure> {
+    let here = common.proxy.as_ref().map(|p| p.instance.as_str());
+    let is_own = |o: &Over| o.home.as_ref().is_some_and(|(instance, _)| Some(instance.as_str()) == here);
+    let own: Vec<&mut Over> = over.iter_mut().filter(|o| o.volume == o.target && !is_own(o)).collect();
+    let names: Vec<String> = own.iter().map(|o| o.target.clone()).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let repository = &common.repo.config().repository_id;
+    let candidates = common.aws.block_on(base::candidates(&common.aws, repository, &names))?;
+    for over in own {
+        let Some(volume) = common.point.volume(&over.volume) else { continue };
+        let of_it: Vec<_> = candidates.get(&over.target).into_iter().flatten().cloned().collect();
+        let of_it: Vec<_> = of_it.into_iter().filter(|snapshot| snapshot.volume == over.target).collect();
+        over.anchor = base::choose(common.repo, volume, &of_it)?
+            .map(|found| BasePlan { snapshot: found.snapshot, recovery_point: found.point.id });
+    }
+    Ok(())
+}
+
 /// For people.
 pub fn text(plan: &OntoPlan) -> String {
     let mut table = Table::new(&["volume", ">size", "onto", ">its size", "of", "writes"]);
     for over in &plan.over {
-        let writes = match (&over.base, over.compare) {
-            (Some(base), _) => format!("what differs from {}", output::short_id(base)),
-            (None, true) => "what differs from what it holds, which is read".into(),
-            (None, false) => "everything".into(),
+        let writes = match (&over.anchor, &over.base, over.compare) {
+            (Some(anchor), ..) => format!(
+                "what differs from {}, and what changed since {}",
+                output::short_id(&anchor.recovery_point),
+                anchor.snapshot
+            ),
+            (None, Some(base), _) => format!("what differs from {}", output::short_id(base)),
+            (None, None, true) => "what differs from what it holds, which is read".into(),
+            (None, None, false) => "everything".into(),
         };
         table.row(vec![
             over.volume.clone(),
@@ -85,9 +118,9 @@ pub fn text(plan: &OntoPlan) -> String {
 /// Does it.
 pub fn perform(writing: &Writing<'_>, plan: &OntoPlan) -> ec2run::Result<Report> {
     let started = Instant::now();
-    let mut volumes = Vec::new();
+    let (mut volumes, mut notes) = (Vec::new(), Vec::new());
     for over in &plan.over {
-        volumes.push(writing.over(over)?);
+        volumes.push(writing.over(over, &mut notes)?);
     }
     Ok(Report {
         recovery_point: plan.recovery_point.clone(),
@@ -100,6 +133,6 @@ pub fn perform(writing: &Writing<'_>, plan: &OntoPlan) -> ec2run::Result<Report>
         volumes,
         trial: None,
         duration_ms: started.elapsed().as_millis() as u64,
-        notes: Vec::new(),
+        notes,
     })
 }
