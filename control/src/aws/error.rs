@@ -213,10 +213,11 @@ impl From<AwsError> for penstock_engine::Error {
             return penstock_engine::Error::Cancelled;
         }
         let advice = error.advice();
-        let advice = if advice.is_empty() { "see the message of AWS".into() } else { advice };
+        let advice = if advice.is_empty() { "AWS says no more".into() } else { advice };
         let mut why = error.message.trim_end_matches('.').to_owned();
         let id = error.request_id.map(|id| format!(", request {id}")).unwrap_or_default();
-        why += &format!(" ({}{id})", error.code.as_deref().unwrap_or(error.call));
+        let code = error.code.map(|code| format!(" {code}")).unwrap_or_default();
+        why += &format!(" ({}{code}{id})", error.call);
         let action = match error.call {
             "StartSnapshot" | "PutSnapshotBlock" | "CompleteSnapshot" => "write",
             _ => "read",

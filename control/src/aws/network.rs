@@ -6,7 +6,7 @@ use aws_sdk_ec2::types::{Filter, IpPermission, IpRange, LocationType, ResourceTy
 
 use super::clients::Clients;
 use super::error::{AwsError, Kind};
-use super::retry::{Patience, Poll};
+use super::retry::{GRACE, Patience, Poll};
 use super::snapshots::gone_is_well;
 use super::tags::{self, Tags};
 
@@ -138,8 +138,23 @@ pub async fn make_closed_group(
                 .tag_specifications(tags::specification(ResourceType::SecurityGroup, tags))
                 .send()
         })
-        .await?;
-    Ok(made.group_id().unwrap_or_default().to_owned())
+        .await;
+    match made {
+        Ok(made) => Ok(made.group_id().unwrap_or_default().to_owned()),
+        // The answer to an earlier attempt was lost: names are unique, and this one is the run's own.
+        Err(error) if error.is("InvalidGroup.Duplicate") => {
+            let filter = |name: &str, value: &str| Filter::builder().name(name).values(value).build();
+            let by_name = [filter("group-name", name), filter("vpc-id", vpc)];
+            let mut poll = Poll::up_to(GRACE);
+            loop {
+                if let Some((id, _)) = groups(aws, &by_name).await?.pop() {
+                    return Ok(id);
+                }
+                poll.again(&aws.retry, "DescribeSecurityGroups", name, "not to be seen").await?;
+            }
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Takes away the rule that new groups have: everything may leave.
