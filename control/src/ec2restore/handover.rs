@@ -1,9 +1,10 @@
 //! Handing over: what was restored becomes the user's. Its tags are set again, and what makes it this program's is taken from it.
 
 use super::Result;
-use super::job::Job;
+use crate::aws::clients::Clients;
 use crate::aws::snapshots;
 use crate::aws::tags::{self, Tags};
+use crate::ec2run::ledger::Ledger;
 
 /// In the journal: all that stays is known to stay.
 const HANDED_OVER: &str = "handed over";
@@ -25,17 +26,29 @@ impl Restored {
     }
 }
 
-impl Job<'_> {
+/// What handing over takes.
+pub(super) struct Handover<'a> {
+    /// AWS.
+    pub aws: &'a Clients,
+    /// What is made.
+    pub ledger: &'a Ledger,
+    /// What was restored.
+    pub recovery_point: &'a str,
+    /// Its repository.
+    pub repository: &'a str,
+}
+
+impl Handover<'_> {
     /// Whether a run that died had come this far.
-    pub(super) fn is_handed_over(&self) -> bool {
-        self.writing.ledger.is_done(HANDED_OVER)
+    pub fn is_done(&self) -> bool {
+        self.ledger.is_done(HANDED_OVER)
     }
 
     /// Makes all of it stay, or nothing: until the one call that does, a failure undoes everything; after it, nothing does.
-    pub(super) async fn hand_over(&self, restored: &[Restored]) -> Result<()> {
-        let (aws, ledger) = (self.writing.aws, self.writing.ledger);
+    pub async fn all(&self, restored: &[Restored]) -> Result<()> {
+        let (aws, ledger) = (self.aws, self.ledger);
         let ids: Vec<&str> = restored.iter().map(|r| r.id.as_str()).collect();
-        if ids.is_empty() || self.is_handed_over() {
+        if ids.is_empty() || self.is_done() {
             return Ok(());
         }
         for one in restored.iter().filter(|r| !r.tags.is_empty()) {
@@ -43,8 +56,8 @@ impl Job<'_> {
         }
         let stay = Tags::from([
             (tags::PURPOSE.to_owned(), tags::RESTORED.to_owned()),
-            (tags::POINT.to_owned(), self.plan.recovery_point.clone()),
-            (tags::REPOSITORY.to_owned(), self.plan.repository.clone()),
+            (tags::POINT.to_owned(), self.recovery_point.to_owned()),
+            (tags::REPOSITORY.to_owned(), self.repository.to_owned()),
         ]);
         snapshots::retag(aws, &ids, &stay, &[]).await?;
         for id in &ids {
@@ -54,12 +67,12 @@ impl Job<'_> {
     }
 
     /// Takes the run's tag from what stays: without it, the policy lets this program end or delete it no more.
-    pub(super) async fn let_go(&self, restored: &[Restored], notes: &mut Vec<String>) {
+    pub async fn let_go(&self, restored: &[Restored], notes: &mut Vec<String>) {
         let ids: Vec<&str> = restored.iter().map(|r| r.id.as_str()).collect();
         if ids.is_empty() {
             return;
         }
-        if let Err(error) = snapshots::untag(self.writing.aws, &ids, &[tags::EXPIRES, tags::RUN]).await {
+        if let Err(error) = snapshots::untag(self.aws, &ids, &[tags::EXPIRES, tags::RUN]).await {
             notes.push(format!(
                 "the tags {} and {} stay on what was restored: {error}",
                 tags::RUN,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use penstock_engine::restore::RestoreReport;
 use serde::Serialize;
 
-use super::handover::Restored;
+use super::handover::{Handover, Restored};
 use super::machine::{ImagePlan, MachinePlan};
 use super::plan::{Plan, VolumePlan, Write};
 use super::trial::{self, Trial, Verdict};
@@ -130,6 +130,15 @@ impl Job<'_> {
         self.writing.ledger
     }
 
+    fn handover(&self) -> Handover<'_> {
+        Handover {
+            aws: self.aws(),
+            ledger: self.ledger(),
+            recovery_point: &self.plan.recovery_point,
+            repository: &self.plan.repository,
+        }
+    }
+
     /// Does it, but for taking away what was only needed on the way. Goes on where a run that died stopped.
     pub fn run(&self) -> Result<Report> {
         let started = Instant::now();
@@ -198,7 +207,7 @@ impl Job<'_> {
                 Content::Image => continue,
                 Content::Snapshot(snapshot) => self.volume_of(plan, snapshot).await?,
             };
-            if !self.is_handed_over() {
+            if !self.handover().is_done() {
                 attach::wait_available(self.aws(), &id).await?;
             }
             made.volumes.insert(plan.volume.clone(), id);
@@ -208,8 +217,8 @@ impl Job<'_> {
                 Some(Restored::volume(made.volumes.get(&p.volume)?, p.tags.clone(), Some(&p.volume)))
             })
             .collect();
-        self.hand_over(&restored).await?;
-        self.let_go(&restored, notes).await;
+        self.handover().all(&restored).await?;
+        self.handover().let_go(&restored, notes).await;
         Ok(())
     }
 
@@ -298,13 +307,13 @@ impl Job<'_> {
         let mut tags = machine.tags.clone();
         tags.insert(tags::INSTANCE.into(), self.plan.name.clone());
         restored.push(Restored { id: id.clone(), tags });
-        self.hand_over(&restored).await?;
+        self.handover().all(&restored).await?;
         // Not before, or a failure could not be undone; not after it is let go, when it may not be changed any more.
         let (termination, stop) = machine.protect;
         if let Err(error) = launch::protect(aws, &id, termination, stop).await {
             notes.push(format!("the protection that the instance had was not set: {error}"));
         }
-        self.let_go(&restored, notes).await;
+        self.handover().let_go(&restored, notes).await;
         Ok(())
     }
 
