@@ -83,18 +83,24 @@ impl Process {
         Self { child, log }
     }
 
-    /// Waits until `ready` says so.
-    fn wait(&mut self, mut ready: impl FnMut() -> bool) {
+    /// Waits until `ready` says so; an error has the end of the log.
+    fn comes(&mut self, mut ready: impl FnMut() -> bool) -> Result<(), String> {
         let end = Instant::now() + START_PATIENCE;
         while !ready() {
             let ended = self.child.try_wait().unwrap();
             if ended.is_some() || Instant::now() > end {
                 let log = std::fs::read_to_string(&self.log).unwrap_or_default();
                 let tail = &log[log.floor_char_boundary(log.len().saturating_sub(3000))..];
-                panic!("a server did not start ({ended:?}):\n{tail}");
+                return Err(format!("a server did not start ({ended:?}):\n{tail}"));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+        Ok(())
+    }
+
+    /// The same; panics if it does not come.
+    fn wait(&mut self, ready: impl FnMut() -> bool) {
+        self.comes(ready).unwrap_or_else(|why| panic!("{why}"));
     }
 
     fn kill(&mut self) {
@@ -191,11 +197,26 @@ impl Seaweed {
         ];
         let config = serde_json::json!({ "identities": identities });
         std::fs::write(dir.join("s3.json"), config.to_string()).unwrap();
-        let ports = free_ports();
-        let mut seaweed = Self { process: Self::spawn(dir, &ports), dir: dir.to_owned(), ports };
-        seaweed.wait();
-        seaweed.create_bucket(BUCKET);
-        seaweed
+        let mut left = 5;
+        loop {
+            let ports = free_ports();
+            let mut seaweed = Self { process: Self::spawn(dir, &ports), dir: dir.to_owned(), ports };
+            match seaweed.comes() {
+                Ok(()) => {
+                    seaweed.create_bucket(BUCKET);
+                    return seaweed;
+                }
+                // Somebody took one of the ports between the look and the start: others.
+                Err(why) if left > 0 && why.contains("address already in use") => {
+                    left -= 1;
+                    drop(seaweed);
+                    std::fs::remove_file(dir.join("log")).unwrap();
+                    std::fs::remove_dir_all(dir.join("data")).unwrap();
+                    std::fs::create_dir_all(dir.join("data")).unwrap();
+                }
+                Err(why) => panic!("{why}"),
+            }
+        }
     }
 
     fn spawn(dir: &Path, ports: &[u16; 8]) -> Process {
@@ -229,13 +250,17 @@ impl Seaweed {
         Process::start(&home().join("venv/bin/weed"), &args, dir.join("log"), &[])
     }
 
-    fn wait(&mut self) {
+    fn comes(&mut self) -> Result<(), String> {
         let port = self.port();
         // 403: it asks for a signature, so the gateway, and the filer behind it, are there
         self.process
-            .wait(|| http(port, "GET", "/", "").is_some_and(|(status, _)| status == 403 || status == 200));
+            .comes(|| http(port, "GET", "/", "").is_some_and(|(status, _)| status == 403 || status == 200))?;
         let volume = self.ports[2];
-        self.process.wait(|| http(volume, "GET", "/status", "").is_some_and(|(status, _)| status == 200));
+        self.process.comes(|| http(volume, "GET", "/status", "").is_some_and(|(status, _)| status == 200))
+    }
+
+    fn wait(&mut self) {
+        self.comes().unwrap_or_else(|why| panic!("{why}"));
     }
 
     /// Port of the S3 gateway.

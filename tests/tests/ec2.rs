@@ -318,7 +318,8 @@ fn the_printed_policy_is_enough() {
         change(&cloud, 9);
     }
     cloud.command(&repo, &["sweep"]).run().ok();
-    let policy = cloud.command(&repo, &["iam-policy", "--no-attach", "--no-ami"]).run().ok().json();
+    let policy =
+        cloud.command(&repo, &["iam-policy", "--no-attach", "--no-ami", "--no-restore"]).run().ok().json();
     cloud.lab.access.set_policy(penstock_lab::KEY_ID, Some(&policy));
     cloud.backup(&repo, &["--read", "direct"]);
     change(&cloud, 10);

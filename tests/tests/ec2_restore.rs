@@ -353,7 +353,14 @@ fn throttling_and_late_consistency_end_right() {
             .lab
             .faults
             .set(vec![rule("*", 0.02, Fault::ServerError { status: 500 }), rule("*", 0.1, Fault::Throttle)]);
-        let report = nights.restore(&[&nights.points[0], "--write", way, "--no-base"]);
+        // Each thing that is made is waited for until it is seen, one after the other.
+        let report = nights
+            .cloud
+            .command(&nights.repo, &["restore", &nights.points[0], "--write", way, "--no-base"])
+            .within(eventual * 20 + std::time::Duration::from_secs(300))
+            .run()
+            .ok()
+            .json();
         nights.cloud.lab.faults.set(Vec::new());
         std::thread::sleep(eventual);
         nights.check(&report, 0);

@@ -21,7 +21,7 @@ Examples:
   penstock ec2 restore 0192ab34cd56 --zone eu-central-1b --instance-type m6i.large --key-pair rescue
   penstock ec2 restore 0192ab34cd56 --image ami-0123456789abcdef0         another root, the point's data volumes
   penstock ec2 restore 0192ab34cd56/vol-0123456789abcdef0 --volumes-only  one volume, attached nowhere
-  penstock ec2 restore 0192ab34cd56/vol-0123456789abcdef0 --onto vol-0fedcba9876543210 --compare
+  penstock ec2 restore 0192ab34cd56/vol-0123456789abcdef0 --onto vol-0123456789abcdef0    back in place, by what changed since
   penstock ec2 restore latest:i-0123456789abcdef0 --test --check-tcp 443  does it start and answer? Everything goes again
 
 Without --volumes-only or --onto a new instance is launched, as the recovery point's was. What fails is undone;
