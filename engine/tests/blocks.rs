@@ -10,10 +10,11 @@ use bytes::Bytes;
 use penstock_engine::backup::{self, BackupOptions, VolumeSource};
 use penstock_engine::crypto::wrap::AccessKey;
 use penstock_engine::format::point::RecoveryPoint;
+use penstock_engine::manifest::PackWalk;
 use penstock_engine::repo::{InitOptions, Repository};
 use penstock_engine::restore::{self, RestoreOptions, RestoreReport, RestoreTarget};
 use penstock_engine::source::StreamSource;
-use penstock_engine::store::MemoryStore;
+use penstock_engine::store::{Body, MemoryStore, PutOutcome, Span, Store};
 use penstock_engine::target::BlockSink;
 use penstock_engine::{Error, Result, Run};
 use proptest::prelude::*;
@@ -109,7 +110,43 @@ impl BlockSink for Blocks {
     }
 }
 
+/// A store in memory that knows which data packs were read.
+#[derive(Default)]
+struct Watched {
+    objects: MemoryStore,
+    read: Mutex<BTreeSet<String>>,
+}
+
+impl Store for Watched {
+    fn location(&self) -> &str {
+        "memory:"
+    }
+
+    fn put_new(&self, key: &str, body: Body<'_>) -> Result<PutOutcome> {
+        self.objects.put_new(key, body)
+    }
+
+    fn get(&self, key: &str, span: Span, out: &mut Vec<u8>) -> Result<Option<u64>> {
+        if key.starts_with("data/") {
+            self.read.lock().unwrap().insert(key.to_owned());
+        }
+        self.objects.get(key, span, out)
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64)) -> Result<()> {
+        self.objects.list(prefix, each)
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        self.objects.delete(key)
+    }
+}
+
 fn repository(chunker: &str, chunk_bytes: u32) -> Repository {
+    repository_in(Arc::new(MemoryStore::default()), chunker, chunk_bytes)
+}
+
+fn repository_in(store: Arc<dyn Store>, chunker: &str, chunk_bytes: u32) -> Repository {
     let options = InitOptions {
         chunker: chunker.into(),
         chunk_bytes,
@@ -118,7 +155,7 @@ fn repository(chunker: &str, chunk_bytes: u32) -> Repository {
         ..InitOptions::default()
     };
     let access = AccessKey::key_file(vec![7; 40]).unwrap();
-    Repository::init(Arc::new(MemoryStore::default()), &options, &access).unwrap()
+    Repository::init(store, &options, &access).unwrap()
 }
 
 fn back_up(repo: &Repository, contents: &[u8]) -> RecoveryPoint {
@@ -412,5 +449,45 @@ proptest! {
             prop_assert!(sink.holds(&volume));
             prop_assert_eq!(sink.put_blocks(), differing(old, &volume, block_bytes));
         }
+    }
+}
+
+/// What has to be thawed is known before: all packs that are read, those of neighbours in a block and of old bytes across its border among them, and by far not all.
+#[test]
+fn the_packs_that_blocks_need_are_known() {
+    for chunker in ["block", "fastcdc"] {
+        let store = Arc::new(Watched::default());
+        let repo = repository_in(store.clone(), chunker, 64 << 10);
+        let old = disk(96 * BLOCK, 11);
+        let mut new = old.clone();
+        for (at, seed) in [(3 * BLOCK + 100_000, 1), (40 * BLOCK - 30_000, 2), (41 * BLOCK + 9000, 3)] {
+            noise(seed, &mut new[at..at + 5000]);
+        }
+        let (base, point) = (back_up(&repo, &old), back_up(&repo, &new));
+        let tree = |point: &RecoveryPoint| {
+            let volume = &point.volumes[0];
+            repo.tree(volume.size_bytes, volume.root).unwrap()
+        };
+        let known = |block_bytes: Option<u32>| -> BTreeSet<String> {
+            let go_on = || Ok(());
+            let mut walk = PackWalk::new(repo.index().unwrap(), &go_on);
+            match block_bytes {
+                Some(bytes) => walk.differing_blocks(&mut tree(&base), &mut tree(&point), bytes).unwrap(),
+                None => walk.tree(&mut tree(&point)).unwrap(),
+            }
+            walk.into_packs()
+                .iter()
+                .map(|pack| pack.kind.key(&pack.id.to_string()))
+                .filter(|key| key.starts_with("data/"))
+                .collect()
+        };
+        let (needed, all) = (known(Some(BLOCK as u32)), known(None));
+        store.read.lock().unwrap().clear();
+        let sink = Arc::new(Blocks::new(BLOCK, new.len(), &old));
+        restored(&repo, &point, Some(&base), &sink).unwrap();
+        assert!(sink.holds(&new) && sink.put_blocks() == differing(&old, &new, BLOCK));
+        let read = store.read.lock().unwrap().clone();
+        assert!(read.is_subset(&needed), "{chunker}: {read:?} are read, {needed:?} were known");
+        assert!(needed.len() < all.len(), "{chunker}: {} of {}", needed.len(), all.len());
     }
 }
