@@ -36,9 +36,10 @@ class Lab:
     def timed(self, *args):
         """The report of a command, with what it took and how the lab was called."""
         self.ask("DELETE", "/lab/calls")
-        from_s = time.time()
+        from_s, lab_s = time.time(), self.cpu_s()
         report = self.run(*args)
         report = report[0] if isinstance(report, list) else report
+        report["lab_cpu_s"] = self.cpu_s() - lab_s
         report["wall_s"] = time.time() - from_s
         counts = self.ask("GET", "/lab/counts")
         calls = counts.get("counts", counts)
@@ -46,6 +47,11 @@ class Lab:
             report[name] = calls.get(call, {}).get("ok", 0)
         report["throttled"] = sum(c.get("throttled", 0) for c in calls.values() if isinstance(c, dict))
         return report
+
+    def cpu_s(self):
+        """CPU seconds of the lab."""
+        with open(f"/proc/{self.process.pid}/stat") as file:
+            return sum(map(int, file.read().split()[13:15])) / os.sysconf("SC_CLK_TCK")
 
     def backup(self, way, *more):
         return self.timed("ec2", "backup", self.web, "--read", way, *more)

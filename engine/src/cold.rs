@@ -81,10 +81,7 @@ pub fn survey(repo: &Repository, volume: &Volume, onto: Onto<'_>, depth: Depth, 
     match onto.base.and_then(|point| point.volume(&volume.name).or(point.volumes.first())) {
         Some(old) => {
             let mut old = repo.tree(old.size_bytes, old.root)?;
-            match onto.block_bytes {
-                Some(block_bytes) => walk.differing_blocks(&mut old, &mut tree, block_bytes)?,
-                None => walk.differing_chunks(&mut old, &mut tree)?,
-            }
+            walk.differing_chunks(&mut old, &mut tree, onto.block_bytes)?;
         }
         None => walk.tree(&mut tree)?,
     }

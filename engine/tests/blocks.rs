@@ -472,7 +472,7 @@ fn the_packs_that_blocks_need_are_known() {
             let go_on = || Ok(());
             let mut walk = PackWalk::new(repo.index().unwrap(), &go_on);
             match block_bytes {
-                Some(bytes) => walk.differing_blocks(&mut tree(&base), &mut tree(&point), bytes).unwrap(),
+                Some(_) => walk.differing_chunks(&mut tree(&base), &mut tree(&point), block_bytes).unwrap(),
                 None => walk.tree(&mut tree(&point)).unwrap(),
             }
             walk.into_packs()

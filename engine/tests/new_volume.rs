@@ -214,7 +214,7 @@ fn what_may_be_stale_is_compared_and_nothing_else() {
         Extents::from_ranges(vec![told(5 * MIB), told(MIB + 100_000), told(13 * MIB), told(38 * MIB)]);
     let options = RestoreOptions {
         base: Some(base),
-        stale: Some(stale),
+        stale: Some(Arc::new(stale)),
         state_dir: dir.path().join("state"),
         ..RestoreOptions::default()
     };

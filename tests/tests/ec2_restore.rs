@@ -241,7 +241,7 @@ fn a_failure_is_undone_or_continued() {
         let report = nights.restore(&[&nights.points[0], "--resume"]);
         nights.check(&report, 0);
         assert!(nights.puts() == 0, "what was written is not written again");
-        nights.cloud.lab.vanish("penstock:purpose", "restored");
+        nights.clear();
     }
 }
 
@@ -254,7 +254,7 @@ fn a_restore_is_tried_and_leaves_nothing() {
     let report = nights.restore(&[&nights.points[0], "--test", "--check-command", command]);
     assert!(report["trial"]["passed"] == true && report["trial"]["command_exit"] == 0, "{report:#}");
     let left = |nights: &Nights| {
-        nights.cloud.lab.vanish("penstock:purpose", "restored");
+        nights.clear();
         nights.cloud.account()
     };
     assert!(left(&nights) == before, "{:?}", nights.cloud.marked());
@@ -278,13 +278,12 @@ fn a_killed_restore_is_continued_or_undone() {
     nights.night(&[]);
     nights.change(7);
     nights.night(&[]);
-    let clean = |nights: &Nights| nights.cloud.lab.vanish("penstock:purpose", "restored");
     let before = nights.cloud.account();
     let started = std::time::Instant::now();
     let report = nights.restore(&[&nights.points[0], "--write", "attach"]);
     nights.check(&report, 0);
     let whole = started.elapsed();
-    clean(&nights);
+    nights.clear();
     let mut rng = Rng::new(5);
     let mut killed = 0;
     for n in 0..by_tier(10, 30) {
@@ -326,7 +325,7 @@ fn a_killed_restore_is_continued_or_undone() {
             restored.len() == 2 || (restored.is_empty() && !continued),
             "killed after {moment:?}: {marked:?}"
         );
-        clean(&nights);
+        nights.clear();
         assert!(nights.cloud.account() == before, "killed after {moment:?}: {marked:?}");
     }
     assert!(killed > 0);
@@ -366,6 +365,6 @@ fn throttling_and_late_consistency_end_right() {
         nights.check(&report, 0);
         let marked = nights.cloud.marked();
         assert!(!marked.iter().any(|m| m.ends_with("temporary")), "{marked:?}");
-        nights.cloud.lab.vanish("penstock:purpose", "restored");
+        nights.clear();
     }
 }

@@ -26,6 +26,10 @@ pub struct Subnet {
     pub default_for_zone: bool,
 }
 
+fn filter(name: &str, value: &str) -> Filter {
+    Filter::builder().name(name).values(value).build()
+}
+
 /// Subnets by id, or by filters.
 pub async fn subnets(aws: &Clients, ids: &[String], filters: &[Filter]) -> Result<Vec<Subnet>, AwsError> {
     let object = if ids.is_empty() { format!("in {}", aws.region) } else { ids.join(" ") };
@@ -55,7 +59,6 @@ pub async fn subnets(aws: &Clients, ids: &[String], filters: &[Filter]) -> Resul
 
 /// Subnets of a VPC in a zone, the default one first.
 pub async fn subnets_of(aws: &Clients, vpc: &str, zone: &str) -> Result<Vec<Subnet>, AwsError> {
-    let filter = |name: &str, value: &str| Filter::builder().name(name).values(value).build();
     let mut found = subnets(aws, &[], &[filter("vpc-id", vpc), filter("availability-zone", zone)]).await?;
     found.sort_by(|a, b| (!a.default_for_zone, &a.id).cmp(&(!b.default_for_zone, &b.id)));
     Ok(found)
@@ -105,7 +108,6 @@ pub async fn check_key_pair(aws: &Clients, name: &str) -> Result<(), AwsError> {
 
 /// Whether a zone has instances of a type.
 pub async fn has_type(aws: &Clients, instance_type: &str, zone: &str) -> Result<bool, AwsError> {
-    let filter = |name: &str, value: &str| Filter::builder().name(name).values(value).build();
     let answer = aws
         .retry
         .call("DescribeInstanceTypeOfferings", instance_type, Patience::USUAL, || {
@@ -143,7 +145,6 @@ pub async fn make_closed_group(
         Ok(made) => Ok(made.group_id().unwrap_or_default().to_owned()),
         // The answer to an earlier attempt was lost: names are unique, and this one is the run's own.
         Err(error) if error.is("InvalidGroup.Duplicate") => {
-            let filter = |name: &str, value: &str| Filter::builder().name(name).values(value).build();
             let by_name = [filter("group-name", name), filter("vpc-id", vpc)];
             let mut poll = Poll::up_to(GRACE);
             loop {
@@ -188,7 +189,8 @@ pub async fn open_port(aws: &Clients, group: &str, from: &str, port: u16) -> Res
     }
 }
 
-fn rule(protocol: &str, port: Option<u16>, range: &str) -> IpPermission {
+/// A rule of a security group: `-1` is every protocol.
+pub fn rule(protocol: &str, port: Option<u16>, range: &str) -> IpPermission {
     IpPermission::builder()
         .ip_protocol(protocol)
         .set_from_port(port.map(i32::from))

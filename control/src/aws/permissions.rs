@@ -181,11 +181,6 @@ impl Scope {
                 | Scope::OwnRestored
         )
     }
-
-    /// Whether it is there for restores alone, although its actions are for others, too.
-    pub fn is_of_restores(self) -> bool {
-        matches!(self, Scope::OwnRestored)
-    }
 }
 
 /// A permission.
@@ -344,7 +339,7 @@ pub const PERMISSIONS: &[Permission] = &[
         &[Scope::Describe],
         Part::Restore,
         Loss::Feature,
-        "restores of volumes into a chosen zone (--zone) do not work",
+        "volumes cannot be restored by themselves (--volumes-only)",
     ),
     of("ec2:DescribeInstanceStatus", &[Scope::Describe], Part::Restore, Loss::Feature, NO_TRIAL),
     of(

@@ -182,13 +182,17 @@ pub fn gone_is_well(outcome: Result<(), AwsError>) -> Result<(), AwsError> {
 /// Sets tags of snapshots, volumes or images, all by one call, and takes `without` away.
 pub async fn retag(aws: &Clients, ids: &[&str], set: &Tags, without: &[&str]) -> Result<(), AwsError> {
     let object = ids.join(" ");
-    let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+    let resources: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
     aws.retry
         .call("CreateTags", &object, Patience::FRESH, || {
-            aws.ec2.create_tags().set_resources(Some(ids.clone())).set_tags(Some(tags::list(set))).send()
+            aws.ec2
+                .create_tags()
+                .set_resources(Some(resources.clone()))
+                .set_tags(Some(tags::list(set)))
+                .send()
         })
         .await?;
-    untag(aws, &ids.iter().map(String::as_str).collect::<Vec<_>>(), without).await
+    untag(aws, ids, without).await
 }
 
 /// Takes tags away, all by one call.

@@ -1,6 +1,8 @@
 //! Volumes that exist are written over: one that is attached nowhere, one of a stopped instance, or one of the proxy's own. They are taken to the proxy for that
 //! time and brought back, whatever happens.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use penstock_engine::restore::RestoreTarget;
@@ -12,14 +14,12 @@ use super::{Error, Result};
 use crate::aws::attach::{self, Form};
 use crate::aws::clients::{Clients, Proxy};
 use crate::aws::describe::{self, VolumeFacts};
-use crate::aws::direct::BLOCK_BYTES;
-use crate::aws::direct::listing::Listing;
+use crate::aws::direct::{self, Subject};
 use crate::aws::error::Kind;
 use crate::aws::retry::Patience;
-use crate::aws::snapshots;
 use crate::aws::tags::Tags;
 use crate::ec2restore::job::VolumeReport;
-use crate::ec2run::journal::{Loan, Thing};
+use crate::ec2run::journal::Loan;
 
 const GIB: u64 = 1 << 30;
 
@@ -117,42 +117,25 @@ impl Writing<'_> {
         let (aws, ledger) = (self.aws, self.ledger);
         let role = format!("state {}", over.target);
         let listed = aws.block_on(async {
-            let id = match ledger.known(&role) {
-                Some(id) => id,
-                None => {
-                    let ask = ledger.asks(Thing::Snapshot)?;
-                    let text = format!(
-                        "penstock: {} before it is written over (run {})",
-                        over.target, ledger.tags.run
-                    );
-                    let id = snapshots::take_one(aws, &over.target, &text, &ledger.tags.temporary()).await?;
-                    ledger.made_as(ask, Thing::Snapshot, &id, &role)?;
-                    id
-                }
-            };
-            snapshots::wait(aws, std::slice::from_ref(&id)).await?;
-            let listing = Listing { snapshot: id, since: Some(anchor.to_owned()) };
-            let (mut ranges, mut from) = (Vec::new(), Some(0));
-            while let Some(first) = from {
-                let page = listing.page(aws, first).await?;
-                ranges.extend(
-                    page.indexes().map(|i| u64::from(i) * BLOCK_BYTES..u64::from(i + 1) * BLOCK_BYTES),
-                );
-                from = page.next();
-            }
-            Ok(Extents::from_ranges(ranges))
+            let text =
+                format!("penstock: {} before it is written over (run {})", over.target, ledger.tags.run);
+            let id = self.snapshot_as(&role, &over.target, &text, &ledger.tags.temporary()).await?;
+            let now = Subject { snapshot: id, size_bytes: over.target_gib * GIB };
+            Result::Ok(direct::changed(aws, &now, anchor).await?)
         });
-        match listed {
-            Ok(extents) => Ok(Some(extents)),
+        let error = match listed {
+            Ok(Ok(map)) => return Ok(Some(map.extents)),
+            Ok(Err(error)) => error,
             Err(Error::Aws(error)) if matches!(error.kind, Kind::Denied | Kind::Refused | Kind::NotFound) => {
-                notes.push(format!(
-                    "{}: what changed since {anchor} is not known, all of it is read: {error}",
-                    over.target
-                ));
-                Ok(None)
+                error
             }
-            Err(error) => Err(error),
-        }
+            Err(error) => return Err(error),
+        };
+        notes.push(format!(
+            "{}: what changed since {anchor} is not known, all of it is read: {error}",
+            over.target
+        ));
+        Ok(None)
     }
 
     /// Writes over one volume, and brings it back.
@@ -183,7 +166,7 @@ impl Writing<'_> {
             base: base_point.as_ref().map(|id| self.engine.point(id)).transpose()?,
             // With an anchor that does not help, too.
             compare: over.compare || (over.anchor.is_some() && stale.is_none()),
-            stale,
+            stale: stale.map(Arc::new),
             force: over.force,
             zero_target: false,
             journal: Some(ledger.beside(&format!("{}.segments", over.volume))),

@@ -185,8 +185,8 @@ pub fn make(
         zone,
         write_bytes: estimates().map(|e| e.bytes).sum(),
         requests: estimates().map(|e| e.requests).sum(),
-        seconds: estimates().map(|e| e.seconds).sum::<f64>() + 0.0,
         // An empty sum of floats is -0.
+        seconds: estimates().map(|e| e.seconds).sum::<f64>() + 0.0,
         usd: estimates().map(|e| e.usd).sum::<f64>() + 0.0,
         volumes,
         machine,

@@ -46,7 +46,7 @@ pub struct Wishes {
     /// What the target holds.
     pub base: Option<RecoveryPoint>,
     /// Where it may hold something else.
-    pub stale: Option<Extents>,
+    pub stale: Option<Arc<Extents>>,
     /// It is read and compared.
     pub compare: bool,
     /// It reads as zeros.
@@ -267,25 +267,33 @@ impl Writing<'_> {
         Ok(self.roots.wait(&aws.retry, &wanted, DEVICE_TIME).await?)
     }
 
-    /// A snapshot of a volume that was written. There is no token for it: one that a run which died asked for is found by its tags.
+    /// A snapshot of a volume that was written.
     async fn snapshot_of(&self, plan: &VolumePlan, volume: &str) -> Result<String> {
-        let (aws, ledger) = (self.aws, self.ledger);
         let role = format!("snapshot {}", plan.volume);
-        let id = match ledger.known(&role) {
+        let text = format!("penstock restore of {} (run {})", plan.volume, self.ledger.tags.run);
+        self.snapshot_as(&role, volume, &text, &self.tags(plan)).await
+    }
+
+    /// A complete snapshot of a volume, taken once for this role. There is no token for it: one that a run which died asked for is found by its tags.
+    pub(super) async fn snapshot_as(
+        &self,
+        role: &str,
+        volume: &str,
+        text: &str,
+        tags: &Tags,
+    ) -> Result<String> {
+        let (aws, ledger) = (self.aws, self.ledger);
+        let id = match ledger.known(role) {
             Some(id) => id,
             None => {
-                let filters =
-                    [tags::filter(tags::RUN, &ledger.tags.run), tags::filter(tags::VOLUME, &plan.volume)];
-                let mut earlier = snapshots::find(aws, &[], &filters, Patience::USUAL).await?;
+                let of_run = [tags::filter(tags::RUN, &ledger.tags.run)];
+                let earlier = snapshots::find(aws, &[], &of_run, Patience::USUAL).await?;
                 let ask = ledger.asks(Thing::Snapshot)?;
-                let id = match earlier.pop().filter(|s| s.volume == volume) {
+                let id = match earlier.into_iter().find(|s| s.volume == volume) {
                     Some(snapshot) => snapshot.id,
-                    None => {
-                        let text = format!("penstock restore of {} (run {})", plan.volume, ledger.tags.run);
-                        snapshots::take_one(aws, volume, &text, &self.tags(plan)).await?
-                    }
+                    None => snapshots::take_one(aws, volume, text, tags).await?,
                 };
-                ledger.made_as(ask, Thing::Snapshot, &id, &role)?;
+                ledger.made_as(ask, Thing::Snapshot, &id, role)?;
                 id
             }
         };

@@ -44,42 +44,28 @@ impl<'a> PackWalk<'a> {
         self.subtree(tree, level, 0)
     }
 
-    /// Adds the chunks of `new` that differ from what `old` has in the same place.
-    pub fn differing_chunks(&mut self, old: &mut TreeReader, new: &mut TreeReader) -> Result<()> {
-        each_difference(old, new, &mut |old, new, change| {
-            (self.go_on)()?;
-            let leaf = new.load_leaf(change.segment, change.new)?;
-            let Some(old_ref) = change.old else { return self.leaf(&leaf, &[]) };
-            let ranges = leaf_differences(&old.load_leaf(change.segment, old_ref)?, &leaf);
-            self.leaf(&leaf, &ranges)
-        })
-    }
-
-    /// Adds what a target of blocks that holds `old` needs to become `new`: all that is in a block where something differs, and, to compare with, what `old` has across
-    /// the borders of those blocks.
-    pub fn differing_blocks(
+    /// Adds the chunks of `new` that differ from what `old` has in the same place. A target of whole blocks needs more: all that is in a block where something differs,
+    /// and, to compare with, what `old` has across the borders of those blocks.
+    pub fn differing_chunks(
         &mut self,
         old: &mut TreeReader,
         new: &mut TreeReader,
-        block_bytes: u32,
+        block_bytes: Option<u32>,
     ) -> Result<()> {
         each_difference(old, new, &mut |old, new, change| {
             (self.go_on)()?;
             let leaf = new.load_leaf(change.segment, change.new)?;
             let Some(old_ref) = change.old else { return self.leaf(&leaf, &[]) };
             let old_leaf = old.load_leaf(change.segment, old_ref)?;
-            let (down, up) =
-                (|at: u32| at / block_bytes * block_bytes, |at: u32| at.next_multiple_of(block_bytes));
-            let ranges: Vec<Range<u32>> =
-                leaf_differences(&old_leaf, &leaf).iter().map(|r| down(r.start)..up(r.end)).collect();
-            if ranges.is_empty() {
-                return Ok(());
-            }
-            self.leaf(&leaf, &ranges)?;
-            let crosses = |r: &Range<u32>| down(r.start) != down(r.end - 1);
-            self.pieces(&old_leaf, |at| {
-                crosses(at) && ranges.iter().any(|r| r.start < at.end && at.start < r.end)
-            })
+            let differing = leaf_differences(&old_leaf, &leaf);
+            let Some(block_bytes) = block_bytes.filter(|_| !differing.is_empty()) else {
+                return self.leaf(&leaf, &differing);
+            };
+            let down = |at: u32| at / block_bytes * block_bytes;
+            let blocks: Vec<Range<u32>> =
+                differing.iter().map(|r| down(r.start)..r.end.next_multiple_of(block_bytes)).collect();
+            self.leaf(&leaf, &blocks)?;
+            self.pieces(&old_leaf, |at| down(at.start) != down(at.end - 1) && touches(&blocks, at))
         })
     }
 
@@ -122,9 +108,7 @@ impl<'a> PackWalk<'a> {
 
     /// Adds the chunks of a leaf that touch the ranges, or all.
     fn leaf(&mut self, leaf: &Leaf, ranges: &[Range<u32>]) -> Result<()> {
-        self.pieces(leaf, |at| {
-            ranges.is_empty() || ranges.iter().any(|r| r.start < at.end && at.start < r.end)
-        })
+        self.pieces(leaf, |at| ranges.is_empty() || touches(ranges, at))
     }
 
     /// Adds the chunks of a leaf in places that are wanted.
@@ -137,4 +121,8 @@ impl<'a> PackWalk<'a> {
         }
         Ok(())
     }
+}
+
+fn touches(ranges: &[Range<u32>], at: &Range<u32>) -> bool {
+    ranges.iter().any(|r| r.start < at.end && at.start < r.end)
 }

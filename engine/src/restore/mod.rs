@@ -72,7 +72,7 @@ pub struct RestoreOptions {
     /// The target holds this point of the volume: write only what differs.
     pub base: Option<RecoveryPoint>,
     /// With `base`: where the target may hold something else, by whoever tracks changes of it. There it is read and compared.
-    pub stale: Option<Extents>,
+    pub stale: Option<Arc<Extents>>,
     /// Read the target and write only what differs.
     pub compare: bool,
     /// Overwrite a target that is not empty.

@@ -28,7 +28,7 @@ pub struct How {
     /// It holds this point.
     pub base: Option<RecoveryPoint>,
     /// Where it may hold something else than `base`: it is read and compared there.
-    pub stale: Extents,
+    pub stale: Arc<Extents>,
     /// It is read and compared.
     pub compare: bool,
     /// It reads as zeros wherever nothing was written.
@@ -123,7 +123,7 @@ impl Planner {
         let lane = &mut self.lane;
         let volume_bytes = lane.shared.volume_bytes;
         let end = SegmentNo(self.tree.shape().segments());
-        let stale = std::mem::take(&mut lane.how.stale);
+        let stale = lane.how.stale.clone();
         let (mut differing, mut stale_from) = (0u64, SegmentNo(0));
         each_difference(
             &mut base,

@@ -1,7 +1,7 @@
 //! Snapshots read and written by the EBS direct APIs, as sources and sinks of the engine: blocks of 512 KiB that exist are listed, fetched many at a time,
 //! and checked; new ones are put many at a time, each with its checksum.
 
-pub mod listing;
+mod listing;
 mod reader;
 pub mod writer;
 

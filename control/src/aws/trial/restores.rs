@@ -4,7 +4,7 @@ use aws_sdk_ebs::primitives::ByteStream;
 use aws_sdk_ebs::types::ChecksumAlgorithm;
 use aws_sdk_ec2::types::{
     ArchitectureValues, AttributeBooleanValue, BlockDeviceMapping, EbsBlockDevice,
-    IamInstanceProfileSpecification, InstanceType, IpPermission, IpRange, ResourceType, TagSpecification,
+    IamInstanceProfileSpecification, InstanceType, ResourceType, TagSpecification,
 };
 
 use super::super::clients::Clients;
@@ -12,6 +12,7 @@ use super::super::describe::Machine;
 use super::super::direct::BLOCK_BYTES;
 use super::super::error::AwsError;
 use super::super::identity::BRIEF;
+use super::super::network::rule;
 use super::super::permissions::call_of;
 use super::{NO_SNAPSHOT, Refusal, Subjects, Verdict, dry, not_known};
 
@@ -213,15 +214,6 @@ pub(super) async fn own(aws: &Clients, action: &'static str, id: &str) -> Result
         }
         _ => Ok(not_known()),
     }
-}
-
-fn rule(protocol: &str, port: Option<i32>, range: &str) -> IpPermission {
-    IpPermission::builder()
-        .ip_protocol(protocol)
-        .set_from_port(port)
-        .set_to_port(port)
-        .ip_ranges(IpRange::builder().cidr_ip(range).build())
-        .build()
 }
 
 /// Calls that write snapshots know no DryRun. A snapshot is begun on a parent that does not exist, and a block is sent to a complete snapshot, which takes none:

@@ -67,7 +67,9 @@ fn policy(args: &Args) -> Value {
     let scoped = |scope: Scope| match scope {
         Scope::AnyVolumes => args.onto,
         Scope::PassRoles => !args.pass_role.is_empty(),
-        other => restore || !other.is_of_restores(),
+        // Its actions are those of backups, too.
+        Scope::OwnRestored => restore,
+        _ => true,
     };
     let permissions: Vec<&Permission> =
         PERMISSIONS.iter().filter(|p| wanted(p.part) || (args.onto && p.part == Part::Attach)).collect();

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -134,38 +133,17 @@ impl VolumeFile {
     /// Writes what a file holds, from the volume's first byte on; the rest of the volume is zero then.
     pub fn write_file(&self, source: &Path) -> io::Result<()> {
         self.fill()?;
-        let own = File::open(&self.path)?;
         let zeros = vec![0; BLOCK_BYTES];
-        let clear = |range: Range<u64>| {
-            let mut next = range.start;
-            while let Some((start, end)) = data_extent(&own, next, range.end)? {
-                let mut at = start;
-                while at < end {
-                    let length = (end - at).min(BLOCK);
-                    self.write(at, &zeros[..usize::try_from(length).unwrap_or(BLOCK_BYTES)])?;
-                    at += length;
-                }
-                next = end;
-            }
-            io::Result::Ok(())
-        };
+        each_block_of_data(&self.file, self.file.metadata()?.len(), |at, length| {
+            self.write(at, &zeros[..length])
+        })?;
         let source = File::open(source)?;
-        let size_bytes = source.metadata()?.len();
         let mut buffer = vec![0; BLOCK_BYTES];
-        let mut next = 0;
-        while let Some((start, end)) = data_extent(&source, next, size_bytes)? {
-            clear(next..start)?;
-            let mut at = start;
-            while at < end {
-                let length = (end - at).min(BLOCK);
-                let bytes = &mut buffer[..usize::try_from(length).unwrap_or(BLOCK_BYTES)];
-                source.read_exact_at(bytes, at)?;
-                self.write(at, bytes)?;
-                at += length;
-            }
-            next = end;
-        }
-        clear(next..own.metadata()?.len())
+        each_block_of_data(&source, source.metadata()?.len(), |at, length| {
+            let bytes = &mut buffer[..length];
+            source.read_exact_at(bytes, at)?;
+            self.write(at, bytes)
+        })
     }
 
     /// The blocks of this moment. Takes time by what was written since the last call, or by the data of the volume if others may have written.
@@ -285,6 +263,25 @@ impl Drop for VolumeFile {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
+}
+
+/// Visits all bytes before `limit` that are not a hole: where, and how many, at most a block at a time.
+fn each_block_of_data(
+    file: &File,
+    limit: u64,
+    mut visit: impl FnMut(u64, usize) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut next = 0;
+    while let Some((start, end)) = data_extent(file, next, limit)? {
+        let mut at = start;
+        while at < end {
+            let length = (end - at).min(BLOCK);
+            visit(at, usize::try_from(length).unwrap_or(BLOCK_BYTES))?;
+            at += length;
+        }
+        next = end;
+    }
+    Ok(())
 }
 
 /// The next bytes that are not a hole, from `from` on and before `limit`. Starts on a page.
