@@ -1,19 +1,18 @@
 //! A writer's lease: as long as it is there, garbage collection deletes nothing that the writer may rely on. A writer that could not renew its lease for long publishes nothing.
 
-use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
-use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
+use crossbeam::channel::{Sender, bounded};
 
 use crate::collection::{put_json, read_json};
 use crate::crypto::RepoKeys;
+use crate::environment::{Environment, Pause, ProcessId, ProcessState};
 use crate::error::{Error, Result};
-use crate::format::collection::{LeaseBody, Writer};
+use crate::format::collection::{LeaseBody, WRITER_BYTES, Writer};
 use crate::format::header::ObjectKind;
 use crate::id::ObjectId;
-use crate::run::unix_ms_now;
 use crate::store::{PutOutcome, Store};
 
 /// How often a lease is renewed.
@@ -36,26 +35,33 @@ struct Shared {
     keys: Arc<RepoKeys>,
     writer: Writer,
     purpose: &'static str,
+    environment: Environment,
     state: Mutex<State>,
 }
 
 struct State {
     renewals: u16,
-    /// By the clock that never goes back, and by the one that goes on while the machine sleeps.
-    renewed: (Instant, SystemTime),
+    renewed: Moment,
     lost: bool,
 }
 
 impl Lease {
     /// Takes a lease: before the writer reads anything that it will rely on.
-    pub fn take(store: &Arc<dyn Store>, keys: &Arc<RepoKeys>, purpose: &'static str) -> Result<Self> {
-        let writer = Writer::of(ObjectId::at(unix_ms_now())?);
-        let state = State { renewals: 0, renewed: (Instant::now(), SystemTime::now()), lost: false };
+    pub fn take(
+        store: &Arc<dyn Store>,
+        keys: &Arc<RepoKeys>,
+        environment: &Environment,
+        purpose: &'static str,
+    ) -> Result<Self> {
+        let renewed = Moment::now(environment);
+        let writer = Writer::of(ObjectId::at(renewed.unix_ms)?);
+        let state = State { renewals: 0, renewed, lost: false };
         let shared = Arc::new(Shared {
             store: store.clone(),
             keys: keys.clone(),
             writer,
             purpose,
+            environment: environment.clone(),
             state: Mutex::new(state),
         });
         if shared.put(0)? == PutOutcome::Exists {
@@ -71,7 +77,7 @@ impl Lease {
             .name("lease".into())
             .spawn(move || {
                 let mut pause = RENEW_EVERY;
-                while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+                while renewed.environment.clock.pause(&stopped, pause) == Pause::Over {
                     pause = match renewed.renew() {
                         Ok(()) => RENEW_EVERY,
                         Err(error) => {
@@ -93,7 +99,7 @@ impl Lease {
     /// An error if the writer must not publish anything any more.
     pub fn check(&self) -> Result<()> {
         let state = self.shared.state();
-        let age = state.renewed.0.elapsed().max(state.renewed.1.elapsed().unwrap_or_default());
+        let age = state.renewed.age(&self.shared.environment);
         if state.lost || age > TRUSTED {
             return Err(Error::LeaseLost { location: self.shared.store.location().to_owned() });
         }
@@ -140,12 +146,12 @@ impl Shared {
 
     fn put(&self, renewals: u16) -> Result<PutOutcome> {
         let name = self.writer.lease(renewals);
-        let process = Process::this();
+        let process = self.environment.liveness.this();
         let body = LeaseBody {
             id: name.to_string(),
             purpose: self.purpose.into(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            renewed_ms: unix_ms_now(),
+            renewed_ms: self.environment.clock.unix_ms(),
             boot: process.boot,
             pid: process.pid,
             process_start: process.start,
@@ -173,7 +179,7 @@ impl Shared {
             self.state().lost = true;
             return Err(Error::LeaseLost { location: self.store.location().to_owned() });
         }
-        let (now, next) = ((Instant::now(), SystemTime::now()), renewals.wrapping_add(1));
+        let (now, next) = (Moment::now(&self.environment), renewals.wrapping_add(1));
         self.put(next)?;
         {
             let mut state = self.state();
@@ -183,38 +189,24 @@ impl Shared {
     }
 }
 
-/// A process, as far as others of this machine can tell if it still runs.
-struct Process {
-    boot: String,
-    pid: u32,
-    start: u64,
+/// A moment by two clocks: one never steps, the other goes on while the machine sleeps.
+#[derive(Clone, Copy)]
+struct Moment {
+    monotonic: Duration,
+    unix_ms: u64,
 }
 
-impl Process {
-    fn this() -> Self {
-        let pid = std::process::id();
-        Self { boot: boot(), pid, start: start_of(pid).unwrap_or(0) }
+impl Moment {
+    fn now(environment: &Environment) -> Self {
+        Self { monotonic: environment.clock.monotonic(), unix_ms: environment.clock.unix_ms() }
     }
-}
 
-/// Which boot of which machine, and which process namespace: empty if it cannot be told.
-fn boot() -> String {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    match boot.trim() {
-        "" => String::new(),
-        boot => format!("{boot} {}", namespace.display()),
+    /// Time since then, by the clock that says more.
+    fn age(&self, environment: &Environment) -> Duration {
+        let now = Self::now(environment);
+        let by_wall = Duration::from_millis(now.unix_ms.saturating_sub(self.unix_ms));
+        now.monotonic.saturating_sub(self.monotonic).max(by_wall)
     }
-}
-
-/// When a process started, in ticks since boot; `None` if there is none.
-fn start_of(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(") ")?;
-    // A zombie runs no more; the 22nd field of all is the 20th behind the name.
-    let mut fields = fields.split(' ');
-    let state = fields.next()?;
-    (state != "Z" && state != "X").then(|| fields.nth(18).and_then(|ticks| ticks.parse().ok())).flatten()
 }
 
 /// A lease as a collector sees it.
@@ -228,17 +220,21 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// True if its writer is gone: a process of this machine that runs no more, or one that has not renewed it for a day.
-    pub fn is_dead(&self) -> bool {
+    /// True if its writer is gone: a process of this machine that has ended, or one that has not renewed it for a day.
+    pub fn is_dead(&self, environment: &Environment) -> bool {
+        let now_ms = environment.clock.unix_ms();
+        let older = |since_ms: u64| now_ms.saturating_sub(since_ms) > DEAD_AFTER.as_millis() as u64;
         let Some(body) = &self.body else {
-            // Cut short or of a later version: judged by its age alone, from its name.
-            let taken_ms = self.names.first().map_or(0, ObjectId::unix_ms);
-            return unix_ms_now().saturating_sub(taken_ms) > DEAD_AFTER.as_millis() as u64;
+            // Cut short or of a later version: judged by its name alone, which tells when it was taken and how often
+            // it was renewed since.
+            return self.names.iter().all(|name| older(renewed_at_ms(*name)));
         };
-        if !body.boot.is_empty() && body.boot == boot() {
-            return start_of(body.pid) != Some(body.process_start);
+        let process = ProcessId { boot: body.boot.clone(), pid: body.pid, start: body.process_start };
+        match environment.liveness.state(&process) {
+            ProcessState::Runs => false,
+            ProcessState::Ended => true,
+            ProcessState::Unknown => older(body.renewed_ms),
         }
-        unix_ms_now().saturating_sub(body.renewed_ms) > DEAD_AFTER.as_millis() as u64
     }
 
     /// For people.
@@ -248,6 +244,13 @@ impl Seen {
             None => "a writer whose lease cannot be read".into(),
         }
     }
+}
+
+/// When a lease of this name was renewed at the earliest.
+fn renewed_at_ms(name: ObjectId) -> u64 {
+    let bytes = name.as_bytes();
+    let renewals = u64::from(u16::from_be_bytes([bytes[WRITER_BYTES], bytes[WRITER_BYTES + 1]]));
+    name.unix_ms() + renewals * RENEW_EVERY.as_millis() as u64
 }
 
 /// All leases there are.

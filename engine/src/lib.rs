@@ -7,6 +7,7 @@ pub mod compress;
 pub mod copy;
 pub mod crypto;
 pub mod diff;
+pub mod environment;
 pub mod error;
 pub mod forget;
 pub mod format;

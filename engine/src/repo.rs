@@ -8,6 +8,7 @@ use crate::collection::Collection;
 use crate::crypto::RepoKeys;
 use crate::crypto::keys::{MasterKey, random_master_key};
 use crate::crypto::wrap::{AccessKey, unwrap, wrap};
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::format::config::{Config, Encryption, Kdf, KeySlot};
 use crate::format::header::{Cipher, ObjectKind};
@@ -49,6 +50,7 @@ pub struct Repository {
     store: Arc<dyn Store>,
     config: Config,
     keys: Arc<RepoKeys>,
+    environment: Environment,
     index: Mutex<Option<Arc<Index>>>,
 }
 
@@ -98,6 +100,16 @@ pub enum Listed {
 impl Repository {
     /// Creates a repository in an empty place.
     pub fn init(store: Arc<dyn Store>, options: &InitOptions, access: &AccessKey) -> Result<Repository> {
+        Self::init_in(store, options, access, Environment::real())
+    }
+
+    /// As [`init`](Self::init), with a clock and a view of processes of the caller's.
+    pub fn init_in(
+        store: Arc<dyn Store>,
+        options: &InitOptions,
+        access: &AccessKey,
+        environment: Environment,
+    ) -> Result<Repository> {
         let taken = |what: &str| Error::AlreadyExists {
             location: store.location().to_owned(),
             what: what.to_owned(),
@@ -118,7 +130,7 @@ impl Repository {
         }
         let config = Config {
             repository_id: hex::encode(random_bytes::<16>()?),
-            created_at: now(),
+            created_at: rfc3339(environment.clock.unix_ms()),
             created_by: options.program.clone(),
             encryption: options.encryption,
             chunker: options.chunker.clone(),
@@ -133,7 +145,7 @@ impl Repository {
         };
         let master = random_master_key()?;
         let keys = RepoKeys::derive(&master, config.encryption.cipher());
-        let slot = wrap(&master, access, &config.repository_id, "made by init", now())?;
+        let slot = wrap(&master, access, &config.repository_id, "made by init", config.created_at.clone())?;
         let slot_bytes = plain::encode(ObjectKind::Key, &to_json(&slot)?, keys.config_mac());
         store.put_new(&ObjectKind::Key.key(&slot.key_id), Body::Bytes(&slot_bytes))?;
         // The configuration last: it is what makes this a repository.
@@ -141,7 +153,7 @@ impl Repository {
         if store.put_new(&ObjectKind::Config.key(""), Body::Bytes(&config_bytes))? == PutOutcome::Exists {
             return Err(taken("a repository"));
         }
-        Ok(Repository { store, config, keys: Arc::new(keys), index: Mutex::new(None) })
+        Ok(Repository { store, config, keys: Arc::new(keys), environment, index: Mutex::new(None) })
     }
 
     /// True if opening needs a passphrase or a key file. Reads the configuration only.
@@ -155,10 +167,19 @@ impl Repository {
 
     /// Opens a repository.
     pub fn open(store: Arc<dyn Store>, access: &AccessKey) -> Result<Repository> {
-        reread(store.as_ref(), "config", || Self::open_once(store.clone(), access))
+        Self::open_in(store, access, Environment::real())
     }
 
-    fn open_once(store: Arc<dyn Store>, access: &AccessKey) -> Result<Repository> {
+    /// As [`open`](Self::open), with a clock and a view of processes of the caller's.
+    pub fn open_in(
+        store: Arc<dyn Store>,
+        access: &AccessKey,
+        environment: Environment,
+    ) -> Result<Repository> {
+        reread(store.as_ref(), "config", || Self::open_once(store.clone(), access, environment.clone()))
+    }
+
+    fn open_once(store: Arc<dyn Store>, access: &AccessKey, environment: Environment) -> Result<Repository> {
         let bytes = read_config(store.as_ref())?;
         let plain = plain::decode("config", &bytes, ObjectKind::Config)?;
         let config = Config::from_json("config", plain.payload)?;
@@ -167,7 +188,7 @@ impl Repository {
         if !plain.mac_matches(keys.config_mac()) {
             return Err(Error::damaged("config", "it was changed by someone who does not have the key"));
         }
-        Ok(Repository { store, config, keys: Arc::new(keys), index: Mutex::new(None) })
+        Ok(Repository { store, config, keys: Arc::new(keys), environment, index: Mutex::new(None) })
     }
 
     /// Shared parameters.
@@ -190,6 +211,11 @@ impl Repository {
     /// The store underneath.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
+    }
+
+    /// Its clock, and its view of processes.
+    pub fn environment(&self) -> &Environment {
+        &self.environment
     }
 
     /// The keys.
@@ -219,10 +245,19 @@ impl Repository {
     }
 
     fn load_for_reading(&self) -> Result<Arc<Index>> {
-        let index = Arc::new(Index::load(self.store.clone(), self.keys.clone())?);
+        let index = Arc::new(self.load_index()?);
         // After the index: what is moved out of a pack is in an index that is there before the pack goes.
         index.exclude(self.collection()?.for_readers());
         Ok(index)
+    }
+
+    fn load_index(&self) -> Result<Index> {
+        Index::load_in(self.store.clone(), self.keys.clone(), self.environment.clock.clone())
+    }
+
+    /// The present time by the repository's clock, RFC 3339, to the millisecond.
+    pub(crate) fn now(&self) -> String {
+        rfc3339(self.environment.clock.unix_ms())
     }
 
     /// What garbage collection has said so far.
@@ -232,12 +267,12 @@ impl Repository {
 
     /// Takes a lease for a run that writes.
     pub(crate) fn lease(&self, purpose: &'static str) -> Result<Lease> {
-        Lease::take(&self.store, &self.keys, purpose)
+        Lease::take(&self.store, &self.keys, &self.environment, purpose)
     }
 
     /// The index as it is now, whatever was opened before, with all packs counting: what a writer begins with.
     pub fn fresh_index(&self) -> Result<Arc<Index>> {
-        let index = Arc::new(Index::load(self.store.clone(), self.keys.clone())?);
+        let index = Arc::new(self.load_index()?);
         *self.index.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(index.clone());
         Ok(index)
     }
@@ -496,10 +531,10 @@ fn to_json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|e| Error::Invalid { what: format!("cannot be written as JSON: {e}") })
 }
 
-/// The present time, RFC 3339, to the millisecond.
-pub(crate) fn now() -> String {
-    let now = jiff::Timestamp::now();
-    format!("{now:.3}")
+/// A time in RFC 3339, to the millisecond.
+fn rfc3339(unix_ms: u64) -> String {
+    let time = jiff::Timestamp::from_millisecond(i64::try_from(unix_ms).unwrap_or(i64::MAX));
+    format!("{:.3}", time.unwrap_or(jiff::Timestamp::MAX))
 }
 
 #[cfg(test)]

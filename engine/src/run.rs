@@ -61,13 +61,6 @@ impl Progress {
     }
 }
 
-/// Milliseconds since 1970, by this machine's clock.
-pub fn unix_ms_now() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
-}
-
 /// Handle of one operation: give a clone of the `Arc` to a signal handler and to a progress display.
 #[derive(Debug, Default)]
 pub struct Run {

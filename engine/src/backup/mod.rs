@@ -39,7 +39,7 @@ use crate::id::{NodeId, PointId, SegmentNo};
 use crate::index::{Claims, Merge};
 use crate::io::{self, BufPool, IoEngineChoice};
 use crate::pack::pack_buffer_bytes;
-use crate::repo::{Repository, now};
+use crate::repo::Repository;
 use crate::run::{Progress, Run};
 use crate::source::{Extents, Source, SourceKind};
 
@@ -254,7 +254,7 @@ pub fn run(
     run: &Arc<Run>,
 ) -> Result<BackupReport> {
     let started = Instant::now();
-    let started_at = now();
+    let started_at = repo.now();
     check(&volumes, options)?;
     let (engine, io_engine_why) = io::choose(options.io_engine)?;
     repo.store().set_io_engine(engine);
@@ -305,7 +305,7 @@ pub fn run(
         id: id.to_string(),
         name: options.name.clone(),
         started_at: options.time.clone().unwrap_or(started_at),
-        finished_at: now(),
+        finished_at: repo.now(),
         parent: parent.map(|p| p.id),
         tags: options.tags.clone(),
         host: options.host.clone(),

@@ -21,7 +21,7 @@ use crate::id::{ObjectId, PointId};
 use crate::index::{Excluded, Index, Merge};
 use crate::lease::{self, Lease};
 use crate::repo::Repository;
-use crate::run::{Run, unix_ms_now};
+use crate::run::Run;
 use crate::store::PutOutcome;
 use packs::{Present, Use, Uses};
 
@@ -209,6 +209,10 @@ impl Pass<'_> {
         Ok(condemned)
     }
 
+    fn now_ms(&self) -> u64 {
+        self.repo.environment().clock.unix_ms()
+    }
+
     fn stop(&self) -> Result<()> {
         if self.run.is_cancelled() {
             return Err(Error::Cancelled);
@@ -225,7 +229,7 @@ impl Pass<'_> {
             if Some(seen.writer) == me {
                 continue;
             }
-            if !seen.is_dead() {
+            if !seen.is_dead(self.repo.environment()) {
                 writers.push(seen);
                 continue;
             }
@@ -275,7 +279,7 @@ impl Pass<'_> {
             .map(lease::Seen::describe)
             .collect();
         let not_before_ms = round.id.unix_ms() + self.options.grace.as_millis() as u64;
-        let ripe = waited_for.is_empty() && unix_ms_now() >= not_before_ms;
+        let ripe = waited_for.is_empty() && self.now_ms() >= not_before_ms;
         if !ripe && !round.condemned.packs.is_empty() {
             let condemned = Amount { packs: round.condemned.packs.len() as u64, bytes: 0 };
             self.report.waiting.push(Waiting { condemned, not_before_ms, writers: waited_for });
@@ -309,7 +313,7 @@ impl Pass<'_> {
             return Ok(needless.iter().map(|pack| pack.id).collect());
         }
         let name = stage_name(round.id, Stage::Decided);
-        let decided = Decided { id: name.to_string(), decided_ms: unix_ms_now(), packs: needless };
+        let decided = Decided { id: name.to_string(), decided_ms: self.now_ms(), packs: needless };
         self.stop()?;
         fail::fail_point!("gc-before-decision");
         let (store, keys) = (self.repo.store().as_ref(), self.repo.keys());
@@ -365,7 +369,7 @@ impl Pass<'_> {
         }
         let known: HashSet<ObjectId> = index.packs_named().into_iter().map(|pack| pack.id).collect();
         for (round, decided) in &collection.decided {
-            let old = unix_ms_now().saturating_sub(decided.decided_ms) > REMEMBERED.as_millis() as u64;
+            let old = self.now_ms().saturating_sub(decided.decided_ms) > REMEMBERED.as_millis() as u64;
             let named = |pack: &Pack| known.contains(&pack.id) || present.has(&pack.id);
             if old && !decided.packs.iter().any(named) {
                 delete(stage_name(*round, Stage::Decided))?;
@@ -431,7 +435,7 @@ impl Pass<'_> {
         if self.lease.is_none() || (record.packs.is_empty() && record.candidates.is_empty()) {
             return Ok(false);
         }
-        let round = stage_name(ObjectId::at(unix_ms_now())?, Stage::Condemned);
+        let round = stage_name(ObjectId::at(self.now_ms())?, Stage::Condemned);
         record.id = round.to_string();
         self.stop()?;
         fail::fail_point!("gc-before-condemn");

@@ -26,6 +26,7 @@ pub use segment::{PageCache, Segment};
 pub use writer::{NewRow, SegmentWriter, encode_segment};
 
 use crate::crypto::RepoKeys;
+use crate::environment::{Clock, Environment};
 use crate::error::{Error, Result};
 use crate::format::header::ObjectKind;
 use crate::format::index_segment::PackRef;
@@ -58,6 +59,7 @@ pub struct Excluded {
 pub struct Index {
     store: Arc<dyn Store>,
     keys: Arc<RepoKeys>,
+    clock: Arc<dyn Clock>,
     runs: RwLock<Arc<Runs>>,
     /// Held while the list is read again, so that of many threads that miss a segment one reads it. Inside: when it was last found unchanged.
     reloading: Mutex<Option<Instant>>,
@@ -74,12 +76,18 @@ pub struct Index {
 impl Index {
     /// Opens all live index segments of the repository: their tails are read, rows are read when they are asked for.
     pub fn load(store: Arc<dyn Store>, keys: Arc<RepoKeys>) -> Result<Self> {
+        Self::load_in(store, keys, Environment::real().clock)
+    }
+
+    /// As [`load`](Self::load), with a clock of the caller's.
+    pub fn load_in(store: Arc<dyn Store>, keys: Arc<RepoKeys>, clock: Arc<dyn Clock>) -> Result<Self> {
         let loaded = load::load(store.as_ref(), &keys, &Runs::default())?;
         let taken: usize = loaded.runs.segments().map(|segment| segment.memory_bytes()).sum();
         let pages = MEMORY_BYTES.saturating_sub(taken) / 4096;
         Ok(Self {
             store,
             keys,
+            clock,
             runs: RwLock::new(Arc::new(loaded.runs)),
             reloading: Mutex::new(None),
             superseded: Mutex::new(loaded.superseded),
@@ -257,7 +265,7 @@ impl Index {
     /// The time that a new segment is named after: behind all that are known here, whatever the clock says.
     fn next_ms(&self) -> u64 {
         let newest = self.lock_runs().listed().iter().max().map_or(0, ObjectId::unix_ms);
-        crate::run::unix_ms_now().max(newest + 1)
+        self.clock.unix_ms().max(newest + 1)
     }
 
     fn lock_runs(&self) -> std::sync::RwLockReadGuard<'_, Arc<Runs>> {
