@@ -159,7 +159,7 @@ pub fn chunk_keys(keys: &RepoKeys) -> ChunkKeys {
 fn lookup(repo: &Repository, parts: &mut [Part]) -> Outcome<(f64, f64)> {
     best_cpu_of(parts, |part| {
         // Claims are remembered and pages are kept: each thread of each run begins without any.
-        let claims = Claims::new(repo.fresh_index()?);
+        let claims = Claims::new(repo.index_now()?);
         for (_, _, id) in &part.chunks {
             std::hint::black_box(claims.reserve(id.as_bytes())?);
         }

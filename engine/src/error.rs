@@ -129,6 +129,24 @@ pub enum Error {
         /// Which repository.
         location: String,
     },
+    /// What depends on time cannot be decided.
+    #[error(
+        "{location}: {what}. What may be deleted depends on time, so nothing is. Set the clock (NTP) and run it again"
+    )]
+    ClockDisagrees {
+        /// Which repository.
+        location: String,
+        /// Whose clocks, and by how much.
+        what: String,
+    },
+    /// Others are at work on the same thing, and this run gave way.
+    #[error("{location}: {what}. Run it again later")]
+    Busy {
+        /// Which repository.
+        location: String,
+        /// What they do.
+        what: String,
+    },
     /// The user asked to stop.
     #[error("interrupted")]
     Cancelled,
@@ -157,6 +175,12 @@ impl Error {
             }
             other => other,
         }
+    }
+
+    /// True if there is no room left: the disk, the quota or the inodes are used up.
+    pub fn is_full(&self) -> bool {
+        let Error::Io { source, .. } = self else { return false };
+        matches!(source.raw_os_error(), Some(libc::ENOSPC) | Some(libc::EDQUOT))
     }
 
     /// True where bytes of the repository are gone or wrong, which `verify` counts and restore reports as exit code 12.

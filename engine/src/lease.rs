@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use crossbeam::channel::{Sender, bounded};
 
-use crate::collection::{put_json, read_json};
 use crate::crypto::RepoKeys;
 use crate::environment::{Environment, Pause, ProcessId, ProcessState};
 use crate::error::{Error, Result};
 use crate::format::collection::{LeaseBody, WRITER_BYTES, Writer};
 use crate::format::header::ObjectKind;
+use crate::gc_state::{put_json, read_json};
 use crate::id::ObjectId;
+use crate::index::Permit;
 use crate::store::{PutOutcome, Store};
 
 /// How often a lease is renewed.
@@ -41,6 +42,8 @@ struct Shared {
 
 struct State {
     renewals: u16,
+    /// The highest number that was put, with or without an answer.
+    tried: u16,
     renewed: Moment,
     lost: bool,
 }
@@ -55,7 +58,7 @@ impl Lease {
     ) -> Result<Self> {
         let renewed = Moment::now(environment);
         let writer = Writer::of(ObjectId::at(renewed.unix_ms)?);
-        let state = State { renewals: 0, renewed, lost: false };
+        let state = State { renewals: 0, tried: 0, renewed, lost: false };
         let shared = Arc::new(Shared {
             store: store.clone(),
             keys: keys.clone(),
@@ -96,25 +99,48 @@ impl Lease {
         self.shared.writer
     }
 
-    /// An error if the writer must not publish anything any more.
+    /// An error if the writer must not publish anything any more, as far as this process knows. Costs nothing.
     pub fn check(&self) -> Result<()> {
-        let state = self.shared.state();
-        let age = state.renewed.age(&self.shared.environment);
-        if state.lost || age > TRUSTED {
-            return Err(Error::LeaseLost { location: self.shared.store.location().to_owned() });
-        }
-        Ok(())
+        self.shared.check()
     }
 
-    /// Asks the store if the lease is still there: after publishing.
-    pub fn confirm(&self) -> Result<()> {
-        let renewals = self.shared.state().renewals;
-        match self.shared.read(renewals)? {
-            Some(_) => Ok(()),
-            // a renewal may have come between
-            None if self.shared.state().renewals != renewals => Ok(()),
-            None => Err(Error::LeaseLost { location: self.shared.store.location().to_owned() }),
+    /// [`check`](Self::check), for whoever publishes in the name of this run.
+    pub fn permit(&self) -> Arc<Permit> {
+        let shared = self.shared.clone();
+        Arc::new(move || shared.check())
+    }
+
+    /// Asks the store if the lease is still there.
+    pub fn ask(&self) -> Result<LeaseState> {
+        let mut renewals = self.shared.state().renewals;
+        loop {
+            if self.shared.read(renewals)?.is_some() {
+                return Ok(LeaseState::There);
+            }
+            let now = self.shared.state().renewals;
+            if now == renewals {
+                self.shared.state().lost = true;
+                return Ok(LeaseState::Gone);
+            }
+            renewals = now; // it was renewed meanwhile
         }
+    }
+
+    /// The error of a run whose lease is lost.
+    pub fn lost(&self) -> Error {
+        self.shared.lost()
+    }
+
+    /// The present time by the store's clock, if the store has one: when the lease was last renewed there, and the time since.
+    pub fn store_now_ms(&self) -> Result<Option<u64>> {
+        let (renewals, renewed) = {
+            let state = self.shared.state();
+            (state.renewals, state.renewed)
+        };
+        let name = self.shared.writer.lease(renewals);
+        let then_ms = self.shared.store.modified_ms(&ObjectKind::Lease.key(&name.to_string()))?;
+        let since = self.shared.environment.clock.monotonic().saturating_sub(renewed.monotonic);
+        Ok(then_ms.map(|then_ms| then_ms + since.as_millis() as u64))
     }
 
     /// Gives it back.
@@ -126,8 +152,15 @@ impl Lease {
         let Some((stop, thread)) = self.renewing.take() else { return Ok(()) };
         drop(stop);
         let _ = thread.join();
-        let renewals = self.shared.state().renewals;
-        self.shared.delete(renewals)
+        let (renewals, tried) = {
+            let state = self.shared.state();
+            (state.renewals, state.tried)
+        };
+        // A renewal that failed may have reached the store all the same.
+        for number in renewals..=tried {
+            self.shared.delete(number)?;
+        }
+        Ok(())
     }
 }
 
@@ -139,7 +172,28 @@ impl Drop for Lease {
     }
 }
 
+/// What the store says of a lease.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LeaseState {
+    /// It is there.
+    There,
+    /// A collector has taken its writer for dead.
+    Gone,
+}
+
 impl Shared {
+    fn check(&self) -> Result<()> {
+        let state = self.state();
+        if state.lost || state.renewed.age(&self.environment) > TRUSTED {
+            return Err(self.lost());
+        }
+        Ok(())
+    }
+
+    fn lost(&self) -> Error {
+        Error::LeaseLost { location: self.store.location().to_owned() }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -174,18 +228,28 @@ impl Shared {
     }
 
     fn renew(&self) -> Result<()> {
-        let renewals = self.state().renewals;
+        let (renewals, tried) = {
+            let state = self.state();
+            (state.renewals, state.tried)
+        };
         if self.read(renewals)?.is_none() {
             self.state().lost = true;
-            return Err(Error::LeaseLost { location: self.store.location().to_owned() });
+            return Err(self.lost());
         }
-        let (now, next) = (Moment::now(&self.environment), renewals.wrapping_add(1));
-        self.put(next)?;
+        let now = Moment::now(&self.environment);
+        // A put whose answer was lost may have stored its object long ago: its number is not used again, since others
+        // count from then. If all numbers are used up, 65,536 renewals from now, the lease runs out.
+        let next = tried.checked_add(1).ok_or_else(|| self.lost())?;
+        self.state().tried = next;
+        if self.put(next)? == PutOutcome::Exists {
+            let object = ObjectKind::Lease.key(&self.writer.lease(next).to_string());
+            return Err(Error::damaged(object, "another writer's lease has the name of this one's renewal"));
+        }
         {
             let mut state = self.state();
             (state.renewals, state.renewed) = (next, now);
         }
-        self.delete(renewals)
+        (renewals..next).try_for_each(|number| self.delete(number))
     }
 }
 
@@ -210,30 +274,41 @@ impl Moment {
 }
 
 /// A lease as a collector sees it.
-pub struct Seen {
+pub struct SeenLease {
     /// Whose.
     pub writer: Writer,
     /// The names it stands under: two while it is renewed.
     pub names: Vec<ObjectId>,
     /// What the newest says; `None` if it cannot be read.
     pub body: Option<LeaseBody>,
+    /// Unix milliseconds by the store's clock when it was last renewed; `None` if the store does not tell.
+    pub renewed_ms: Option<u64>,
 }
 
-impl Seen {
+impl SeenLease {
     /// True if its writer is gone: a process of this machine that has ended, or one that has not renewed it for a day.
-    pub fn is_dead(&self, environment: &Environment) -> bool {
+    /// `store_now_ms` is the time by the clock of the store; the clocks of writers and collectors are asked only where
+    /// the store has none.
+    pub fn is_dead(&self, environment: &Environment, store_now_ms: Option<u64>) -> bool {
+        if let Some(body) = &self.body {
+            let process = ProcessId { boot: body.boot.clone(), pid: body.pid, start: body.process_start };
+            match environment.liveness.state(&process) {
+                ProcessState::Runs => return false,
+                ProcessState::Ended => return true,
+                ProcessState::Unknown => {}
+            }
+        }
+        let is_old =
+            |now_ms: u64, then_ms: u64| now_ms.saturating_sub(then_ms) > DEAD_AFTER.as_millis() as u64;
+        if let (Some(now_ms), Some(renewed_ms)) = (store_now_ms, self.renewed_ms) {
+            return is_old(now_ms, renewed_ms);
+        }
         let now_ms = environment.clock.unix_ms();
-        let older = |since_ms: u64| now_ms.saturating_sub(since_ms) > DEAD_AFTER.as_millis() as u64;
-        let Some(body) = &self.body else {
-            // Cut short or of a later version: judged by its name alone, which tells when it was taken and how often
-            // it was renewed since.
-            return self.names.iter().all(|name| older(renewed_at_ms(*name)));
-        };
-        let process = ProcessId { boot: body.boot.clone(), pid: body.pid, start: body.process_start };
-        match environment.liveness.state(&process) {
-            ProcessState::Runs => false,
-            ProcessState::Ended => true,
-            ProcessState::Unknown => older(body.renewed_ms),
+        match &self.body {
+            Some(body) => is_old(now_ms, body.renewed_ms),
+            // Cut short or of a later version: judged by its name alone, which tells when it was taken and how often it
+            // was renewed since.
+            None => self.names.iter().all(|name| is_old(now_ms, renewed_at_ms(*name))),
         }
     }
 
@@ -254,7 +329,7 @@ fn renewed_at_ms(name: ObjectId) -> u64 {
 }
 
 /// All leases there are.
-pub fn list(store: &dyn Store, keys: &RepoKeys) -> Result<Vec<Seen>> {
+pub fn list(store: &dyn Store, keys: &RepoKeys) -> Result<Vec<SeenLease>> {
     let mut names = Vec::new();
     store.list(ObjectKind::Lease.prefix(), &mut |key, _| {
         names.extend(key.strip_prefix(ObjectKind::Lease.prefix()).and_then(ObjectId::from_hex));
@@ -273,7 +348,17 @@ pub fn list(store: &dyn Store, keys: &RepoKeys) -> Result<Vec<Seen>> {
                 Err(error) => return Err(error),
             }
         }
-        seen.push(Seen { writer: Writer::of(of_writer[0]), names: of_writer.to_vec(), body });
+        let mut renewed_ms = None;
+        for name in of_writer {
+            let object = ObjectKind::Lease.key(&name.to_string());
+            renewed_ms = store.modified_ms(&object)?.max(renewed_ms);
+        }
+        seen.push(SeenLease {
+            writer: Writer::of(of_writer[0]),
+            names: of_writer.to_vec(),
+            body,
+            renewed_ms,
+        });
     }
     Ok(seen)
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use crate::chunker::{ChunkParams, ChunkerKind};
-use crate::collection::Collection;
 use crate::crypto::RepoKeys;
 use crate::crypto::keys::{MasterKey, random_master_key};
 use crate::crypto::wrap::{AccessKey, unwrap, wrap};
@@ -15,6 +14,7 @@ use crate::format::header::{Cipher, ObjectKind};
 use crate::format::pack::Codec;
 use crate::format::plain::{self, PLAIN_BYTES_MAX};
 use crate::format::point::{POINT_BYTES_MAX, RecoveryPoint, Root};
+use crate::gc_state::GcState;
 use crate::id::{ObjectId, PointId, random_bytes};
 use crate::index::Index;
 use crate::lease::Lease;
@@ -22,6 +22,7 @@ use crate::limits::{CHUNK_TARGET_BYTES_DEFAULT, PACK_BYTES_DEFAULT};
 use crate::manifest::{NodeReader, TreeReader};
 use crate::sealed;
 use crate::store::{Body, PutOutcome, Requests, Span, Store, reread};
+use crate::write_session::WriteSession;
 
 /// Objects worth keeping on local disk where the store is far away: small, immutable, and read by every run. Their names are random, so they never stand for other bytes.
 pub fn cached_prefixes() -> Vec<String> {
@@ -44,6 +45,9 @@ pub fn short_lived_prefixes() -> Vec<String> {
 const PREFIX_CHARS_MIN: usize = 4;
 /// Ids named when a prefix is ambiguous.
 const AMBIGUOUS_SHOWN: usize = 5;
+
+/// Times that a listed recovery point is read before the store's answer that it is not there is an error.
+const LISTED_TRIES: u32 = 3;
 
 /// An open repository.
 pub struct Repository {
@@ -117,8 +121,8 @@ impl Repository {
         let (mut is_repository, mut stranger) = (false, None);
         store.list("", &mut |key, _| {
             is_repository |= key == "config";
-            // Key slots and temporary files alone are what an `init` leaves that was cut short.
-            if !(key.starts_with("keys/") || key.starts_with("tmp/")) {
+            // Key slots, temporary files and the reserve alone are what an `init` leaves that was cut short.
+            if !["keys/", "tmp/", "reserve/"].iter().any(|own| key.starts_with(own)) {
                 stranger = Some(key.to_owned());
             }
         })?;
@@ -148,6 +152,7 @@ impl Repository {
         let slot = wrap(&master, access, &config.repository_id, "made by init", config.created_at.clone())?;
         let slot_bytes = plain::encode(ObjectKind::Key, &to_json(&slot)?, keys.config_mac());
         store.put_new(&ObjectKind::Key.key(&slot.key_id), Body::Bytes(&slot_bytes))?;
+        store.keep_reserve();
         // The configuration last: it is what makes this a repository.
         let config_bytes = plain::encode(ObjectKind::Config, &to_json(&config)?, keys.config_mac());
         if store.put_new(&ObjectKind::Config.key(""), Body::Bytes(&config_bytes))? == PutOutcome::Exists {
@@ -245,13 +250,13 @@ impl Repository {
     }
 
     fn load_for_reading(&self) -> Result<Arc<Index>> {
-        let index = Arc::new(self.load_index()?);
+        let index = self.load_index()?;
         // After the index: what is moved out of a pack is in an index that is there before the pack goes.
-        index.exclude(self.collection()?.for_readers());
-        Ok(index)
+        Ok(Arc::new(index.excluding(self.gc_state()?.for_readers())))
     }
 
-    fn load_index(&self) -> Result<Index> {
+    /// The index as it is now, with all packs counting.
+    pub(crate) fn load_index(&self) -> Result<Index> {
         Index::load_in(self.store.clone(), self.keys.clone(), self.environment.clock.clone())
     }
 
@@ -260,9 +265,9 @@ impl Repository {
         rfc3339(self.environment.clock.unix_ms())
     }
 
-    /// What garbage collection has said so far.
-    pub(crate) fn collection(&self) -> Result<Collection> {
-        Collection::load(self.store.as_ref(), &self.keys)
+    /// The records of garbage collection as they are now.
+    pub(crate) fn gc_state(&self) -> Result<GcState> {
+        GcState::load(self.store.as_ref(), &self.keys)
     }
 
     /// Takes a lease for a run that writes.
@@ -270,17 +275,26 @@ impl Repository {
         Lease::take(&self.store, &self.keys, &self.environment, purpose)
     }
 
-    /// The index as it is now, whatever was opened before, with all packs counting: what a writer begins with.
-    pub fn fresh_index(&self) -> Result<Arc<Index>> {
-        let index = Arc::new(self.load_index()?);
-        *self.index.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(index.clone());
-        Ok(index)
+    /// Begins a run that writes.
+    pub(crate) fn begin_write(&self, purpose: &'static str) -> Result<WriteSession<'_>> {
+        WriteSession::begin(self, purpose)
     }
 
     /// A reader of the manifest tree under `root`.
     pub fn tree(&self, size_bytes: u64, root: Root) -> Result<TreeReader> {
-        let nodes = NodeReader::new(self.store.clone(), self.keys.clone(), self.index()?)?;
+        self.tree_in(self.index()?, size_bytes, root)
+    }
+
+    /// The same with this view of the index.
+    pub(crate) fn tree_in(&self, index: Arc<Index>, size_bytes: u64, root: Root) -> Result<TreeReader> {
+        let nodes = NodeReader::new(self.store.clone(), self.keys.clone(), index)?;
         Ok(TreeReader::new(nodes, size_bytes, root))
+    }
+
+    /// The same for nodes that the index has rows of.
+    pub(crate) fn tree_by_rows(&self, index: Arc<Index>, size_bytes: u64, root: Root) -> Result<TreeReader> {
+        let nodes = NodeReader::new(self.store.clone(), self.keys.clone(), index)?;
+        Ok(TreeReader::new(nodes.rows_only(), size_bytes, root))
     }
 
     /// Ids of all recovery points, oldest first.
@@ -303,16 +317,38 @@ impl Repository {
     pub fn read_points(&self, ids: &[PointId]) -> Result<Vec<Listed>> {
         let mut points = Vec::with_capacity(ids.len());
         for id in ids {
-            match self.read_point(*id) {
-                Ok(point) => points.push(Listed::Point(point)),
-                Err(Error::Missing { object, .. }) => tracing::debug!("{object} was forgotten meanwhile"),
-                Err(error @ (Error::Damaged { .. } | Error::NewerVersion { .. })) => {
+            match self.read_listed_point(*id) {
+                Ok(Some(point)) => points.push(Listed::Point(point)),
+                Ok(None) => tracing::debug!("recovery point {id} was forgotten meanwhile"),
+                Err(error @ (Error::Damaged { .. } | Error::Missing { .. } | Error::NewerVersion { .. })) => {
                     points.push(Listed::Damaged { id: id.to_string(), error });
                 }
                 Err(error) => return Err(error),
             }
         }
         Ok(points)
+    }
+
+    /// Reads a recovery point that was listed; `None` if it was forgotten since. A point that is listed, and that the store
+    /// says is not there, is not taken for forgotten: one of the two answers is wrong.
+    pub fn read_listed_point(&self, id: PointId) -> Result<Option<RecoveryPoint>> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.read_point(id) {
+                Ok(point) => return Ok(Some(point)),
+                Err(error @ Error::Missing { .. }) => {
+                    if !self.point_ids()?.contains(&id) {
+                        return Ok(None);
+                    }
+                    if tries >= LISTED_TRIES {
+                        return Err(error);
+                    }
+                    tracing::warn!("recovery point {id}: it is listed, but the store says it is not there");
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Reads one recovery point.
@@ -424,10 +460,9 @@ impl Repository {
     /// The newest point called `name` (or of any name). Damaged points are passed over with a warning.
     pub fn newest(&self, ids: &[PointId], name: Option<&str>) -> Result<Option<RecoveryPoint>> {
         for id in ids.iter().rev() {
-            match self.read_point(*id) {
-                Ok(point) if name.is_none_or(|name| point.name == name) => return Ok(Some(point)),
+            match self.read_listed_point(*id) {
+                Ok(Some(point)) if name.is_none_or(|name| point.name == name) => return Ok(Some(point)),
                 Ok(_) => {}
-                Err(Error::Missing { object, .. }) => tracing::debug!("{object} was forgotten meanwhile"),
                 Err(error) if error.is_damage() => tracing::warn!("passing over a recovery point: {error}"),
                 Err(error) => return Err(error),
             }

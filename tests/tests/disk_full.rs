@@ -1,7 +1,7 @@
 //! A full disk, under the repository and under the target: a clear message, nothing lost, and on it goes after making room.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use penstock_tests::filesystem::{FsKind, Mount};
 use penstock_tests::loopdev::LoopDev;
@@ -57,21 +57,50 @@ fn the_repository_runs_out_of_space() {
     repo.verify_is_clean();
 }
 
-#[test]
-fn init_on_a_full_disk() {
-    let work = Workdir::new("full-init");
-    let (mount, ballast) = small_disk(&work, 24 * MIB, MIB);
-    let filler = mount.dir().join("filler");
-    // every last block
+/// Writes to a file until every last block of its disk is used.
+fn fill(filler: &Path) {
     let mut room = vec![0xa5; MIB as usize];
-    let mut file = fs::File::create(&filler).unwrap();
+    let mut file = fs::File::create(filler).unwrap();
     while !room.is_empty() {
         use std::io::Write;
         if file.write_all(&room).and_then(|()| file.sync_data()).is_err() {
             room.truncate(room.len() / 2);
         }
     }
-    drop(file);
+}
+
+#[test]
+fn a_full_repository_can_be_collected() {
+    let work = Workdir::new("full-gc");
+    let (mount, ballast) = small_disk(&work, 200 * MIB, MIB);
+    let repo = Repo::at(&mount.dir().join("repo"), &work.join("state"), Access::Open);
+    repo.command(&["init", "--insecure-no-encryption"]).run().ok();
+    let (old, kept, target) = (work.join("old.img"), work.join("kept.img"), work.join("target.img"));
+    image::random(&old, 48 * MIB, 1);
+    image::random(&kept, 16 * MIB, 2);
+    let gone = repo.backup_id(&old, "old");
+    let stays = repo.backup_id(&kept, "kept");
+    for round in 0..2 {
+        fill(&ballast);
+        if round == 0 {
+            repo.command(&["forget", &gone]).run().ok();
+        }
+        let done = repo.command(&["gc", "--grace", "0s", "--json"]).run().ok().json();
+        let deleted = json::u64(&done, "deleted_bytes");
+        assert_eq!(deleted > 40 * MIB, round == 0, "round {round}: {deleted} bytes were deleted");
+        repo.verify_is_clean();
+    }
+    remove_if_there(&target);
+    repo.restore(&stays, &target, &[]);
+    compare::assert_identical(&kept, &target, "a point of a repository that was collected while full");
+}
+
+#[test]
+fn init_on_a_full_disk() {
+    let work = Workdir::new("full-init");
+    let (mount, ballast) = small_disk(&work, 24 * MIB, MIB);
+    let filler = mount.dir().join("filler");
+    fill(&filler);
     let repo = Repo::at(&mount.dir().join("repo"), &work.join("state"), Access::Open);
     let failed = repo.command(&["init", "--insecure-no-encryption"]).run();
     failed.expect(&[code::FAILED]).says("disk is full");

@@ -195,7 +195,7 @@ fn simulate() -> Result<()> {
                     jumps += 1;
                     (*at, *left) = (mix(jumps) % rows, run);
                 }
-                assert!(index.find(&id(*at % rows))?.is_some());
+                assert!(index.find_to_read(&id(*at % rows))?.is_some());
                 (*at, *left) = (*at + 1, *left - 1);
                 lookups += 1;
             }
@@ -295,7 +295,7 @@ fn rate(
                         let mut found = 0;
                         for id in &ids {
                             found += u64::from(
-                                black_box(index.find(id)).expect("the index can be read").is_some(),
+                                black_box(index.find_to_read(id)).expect("the index can be read").is_some(),
                             );
                         }
                         seconds += began.elapsed().as_secs_f64();

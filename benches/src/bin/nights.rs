@@ -261,7 +261,7 @@ fn packs_per_window(root: &Path) -> AnyResult<f64> {
         for number in first..(first + 2).min(tree.shape().segments()) {
             for piece in tree.leaf(SegmentNo(number))?.pieces {
                 if let Some(id) = piece.chunk
-                    && let Some(at) = index.find(id.as_bytes())?
+                    && let Some(at) = index.find_to_read(id.as_bytes())?
                 {
                     here.insert(at.pack.id);
                 }

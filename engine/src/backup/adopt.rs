@@ -55,7 +55,7 @@ pub fn take_over(
 /// Puts packs that no index segment knows into the index. A pack that is gone or damaged is left alone: then its chunks are stored again.
 fn adopt_packs(repo: &Repository, claims: &Claims, contents: &Contents) -> Result<usize> {
     let mut known: HashSet<ObjectId> = claims.index().packs().into_iter().map(|pack| pack.id).collect();
-    known.extend(claims.index().absent()); // what garbage collection has condemned is not relied on
+    known.extend(claims.index().excluded().iter()); // what garbage collection has condemned is not relied on
     let mut adopted = 0;
     for (kind, id) in contents.packs.iter().filter(|(_, id)| !known.contains(id)) {
         match read_contents(repo.store().as_ref(), repo.keys(), *kind, *id) {

@@ -18,7 +18,6 @@ mod packer;
 mod pipeline;
 mod plan;
 mod rechunk;
-mod trust;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -36,12 +35,14 @@ use crate::format::header::ObjectKind;
 use crate::format::node::{Leaf, NodeRef};
 use crate::format::point::{Counts, RecoveryPoint, Volume};
 use crate::id::{NodeId, PointId, SegmentNo};
-use crate::index::{Claims, Merge};
+use crate::index::Claims;
 use crate::io::{self, BufPool, IoEngineChoice};
 use crate::pack::pack_buffer_bytes;
 use crate::repo::Repository;
 use crate::run::{Progress, Run};
 use crate::source::{Extents, Source, SourceKind};
+use crate::store::PutOutcome;
+use crate::write_session::WriteSession;
 
 /// One volume to back up.
 pub struct VolumeSource {
@@ -258,50 +259,35 @@ pub fn run(
     check(&volumes, options)?;
     let (engine, io_engine_why) = io::choose(options.io_engine)?;
     repo.store().set_io_engine(engine);
-    // The lease before all that this run will rely on, then what is condemned: whoever condemns more sees the lease. docs/CONCURRENCY.md has the argument.
-    let lease = repo.lease("backup")?;
-    let collection = repo.collection()?;
-    // The parent before the index: what a point refers to is in every index loaded after it was listed.
-    let parent = find_parent(repo, &volumes, options)?;
-    let claims = Arc::new(Claims::new(repo.fresh_index()?));
+    let session = repo.begin_write("backup")?;
+    let parent = find_parent(repo, &session, &volumes, options)?;
     let mut notes = Vec::new();
-    let lost_packs = trust::exclude(repo, &claims, &collection)?;
-    if lost_packs > 0 {
-        // Neither the parent's chunks nor its manifests can be taken on trust: everything is read, and what is lost is stored again.
-        notes.push(format!(
-            "{lost_packs} packs of the repository are missing or cut short: everything is read, and what they held is stored again \
-             where the source still has it. `penstock verify` says which recovery points are hurt"
-        ));
-        volumes.iter_mut().for_each(|volume| volume.changed_extents = None);
-    }
-    let trusted = lost_packs == 0
-        && match &parent {
-            Some(parent) => trust::is_whole(repo, &collection, parent)?,
-            None => true,
-        };
-    if !trusted && lost_packs == 0 {
-        notes.push(
-            "garbage collection is under way, and the parent may lean on packs that it has condemned: everything is read and looked up".into(),
-        );
+    let relied_on = match &parent {
+        Some(parent) => session.may_rely_on(parent)?,
+        None => session.lost_packs() == 0,
+    };
+    if !relied_on {
+        // Neither the parent's chunks nor its manifests can be taken on trust: everything is read and looked up.
+        notes.push(why_all_is_read(&session));
         volumes.iter_mut().for_each(|volume| volume.changed_extents = None);
     }
     let journal = journal::Journal::open(repo, &volumes, options)?;
-    let (journal, finished) = adopt::take_over(repo, &claims, journal, options.resume, &mut notes)?;
+    let (journal, finished) = adopt::take_over(repo, session.claims(), journal, options.resume, &mut notes)?;
     let total: u64 = volumes.iter().filter_map(|v| v.source.size_bytes()).sum();
     run.progress.total_bytes.store(total, Ordering::Relaxed);
 
-    let shared = Arc::new(share(repo, claims.clone(), options, run)?);
+    let shared = Arc::new(share(repo, session.claims().clone(), options, run)?);
     let described: Vec<DescribedVolume> = volumes.iter().map(DescribedVolume::of).collect();
-    let compared = parent.clone().filter(|_| trusted);
+    let compared = parent.clone().filter(|_| relied_on);
     let planned = plan::Input { volumes, parent: compared, finished };
     let committed = pipeline::run(repo, &shared, engine, planned, journal, &described, options);
     let committed = match run.outcome().and(committed) {
         Ok(committed) => committed,
-        Err(error) => return Err(clean_stop(&claims, error)),
+        Err(error) => return Err(session.flush_after(error)),
     };
-    claims.flush()?;
+    session.flush()?;
     let id = PointId::at(unix_ms(options.time.as_deref().unwrap_or(&started_at))?)?;
-    let point = RecoveryPoint {
+    let mut point = RecoveryPoint {
         id: id.to_string(),
         name: options.name.clone(),
         started_at: options.time.clone().unwrap_or(started_at),
@@ -316,20 +302,16 @@ pub fn run(
     if run.is_cancelled() {
         return Err(Error::Cancelled);
     }
-    lease.check()?;
-    repo.publish(&point)?;
-    // Should the lease have been taken away in the moment between, the user must know.
-    lease.confirm()?;
+    if session.commit(&mut point)? == PutOutcome::Exists {
+        let object = ObjectKind::Point.key(&point.id);
+        return Err(Error::damaged(object, "a name just drawn was taken already"));
+    }
     committed.journal.remove();
     let (bottleneck, resumed_bytes) = (bottleneck(&shared), shared.resumed_bytes.load(Ordering::Relaxed));
     let levels = shared.level.used();
     drop(shared); // and with it the pack buffers: a large merge needs memory of its own
-    if lease.check().is_ok() {
-        tidy_index(&claims, run);
-    }
-    if let Err(error) = lease.end() {
-        tracing::warn!("the lease is left behind, `penstock gc` removes it in time: {error}");
-    }
+    session.tidy_index(&|| run.is_cancelled());
+    session.end();
     let mut totals = Counts::default();
     point.volumes.iter().for_each(|v| totals += v.counts);
     Ok(BackupReport {
@@ -345,13 +327,16 @@ pub fn run(
     })
 }
 
-/// Merges index segments if there are many. The recovery point is published already, so that it neither waits for this nor fails with it; what is not
-/// done now, the next backup does.
-fn tidy_index(claims: &Claims, run: &Run) {
-    match claims.index().tidy(Merge::Tiers, &|| run.is_cancelled()) {
-        Ok(done) => tracing::debug!(?done, "index tidied"),
-        Err(Error::Cancelled) => tracing::debug!("merging the index was interrupted"),
-        Err(error) => tracing::warn!("the index was not merged, the next backup will try again: {error}"),
+/// Why nothing of the parent is taken on trust.
+fn why_all_is_read(session: &WriteSession<'_>) -> String {
+    match session.lost_packs() {
+        0 => "the parent may rely on packs that garbage collection has condemned or deleted: everything is read and looked \
+              up"
+            .into(),
+        lost_packs => format!(
+            "{lost_packs} packs of the repository are missing or cut short: everything is read, and what they held is \
+             stored again where the source still has it. `penstock verify` says which recovery points are hurt"
+        ),
     }
 }
 
@@ -404,13 +389,14 @@ fn check(volumes: &[VolumeSource], options: &BackupOptions) -> Result<()> {
 
 fn find_parent(
     repo: &Repository,
+    session: &WriteSession<'_>,
     volumes: &[VolumeSource],
     options: &BackupOptions,
 ) -> Result<Option<RecoveryPoint>> {
     let parent = match &options.parent {
         Parent::None => None,
         Parent::Point(text) => Some(repo.resolve(text)?),
-        Parent::Latest => repo.newest(&repo.point_ids()?, Some(&options.name))?,
+        Parent::Latest => repo.newest(session.points(), Some(&options.name))?,
     };
     let orphan = |v: &&VolumeSource| {
         v.changed_extents.is_some() && parent.as_ref().is_none_or(|p| p.volume(&v.name).is_none())
@@ -464,14 +450,6 @@ impl Shared {
         let (block_key, chunk_key, cut_seed) = self.repo.keys.chunker();
         ChunkKeys { block_key, chunk_key, cut_seed }
     }
-}
-
-/// After an error or Ctrl-C: what is stored gets into the index, so that the next run finds it without a journal.
-fn clean_stop(claims: &Claims, error: Error) -> Error {
-    if let Err(flush_error) = claims.flush() {
-        tracing::warn!("what was stored is not in the index: {flush_error}");
-    }
-    error
 }
 
 fn bottleneck(shared: &Shared) -> Bottleneck {

@@ -138,7 +138,7 @@ struct Chunks {
 impl Chunks {
     fn read(&mut self, shared: &Shared, kept: &Kept) -> Result<&[u8]> {
         let id = &kept.id;
-        let at = shared.claims.index().find(id.as_bytes())?.ok_or_else(|| Error::Missing {
+        let at = shared.claims.index().find_to_read(id.as_bytes())?.ok_or_else(|| Error::Missing {
             object: format!("chunk {id}"),
             needed_by: "the recovery point that this backup is compared with".into(),
         })?;

@@ -74,7 +74,8 @@ impl Planner {
         for (number, volume) in input.volumes.into_iter().enumerate() {
             let number = number as u16;
             let old = input.parent.as_ref().and_then(|parent| parent.volume(&volume.name));
-            let parent = old.map(|old| repo.tree(old.size_bytes, old.root)).transpose()?;
+            let index = shared.claims.index();
+            let parent = old.map(|old| repo.tree_in(index.clone(), old.size_bytes, old.root)).transpose()?;
             volumes.push_back(Planned { number, volume, parent, finished: input.finished.volume(number) });
         }
         Ok(Self { shared, volumes, outputs })
@@ -370,8 +371,8 @@ impl VolumePlan<'_> {
     fn finished_before(&mut self, shape: Shape, segment: SegmentNo) -> Result<Option<NodeRef>> {
         let Some(node) = self.finished.get(&segment).copied() else { return Ok(None) };
         let Some(id) = node else { return Ok(Some(None)) };
-        let index = self.shared.claims.index();
-        if index.find(id.as_bytes())?.is_none() {
+        let claims = &self.shared.claims;
+        if !claims.is_stored(id.as_bytes())? {
             return Ok(None);
         }
         let len = segment.len_in(shape.size_bytes);
@@ -379,17 +380,13 @@ impl VolumePlan<'_> {
             Some(nodes) => nodes,
             slot => {
                 let parts = &self.shared.repo;
-                slot.insert(NodeReader::new(
-                    parts.store.clone(),
-                    parts.keys.clone(),
-                    self.shared.claims.index().clone(),
-                )?)
+                slot.insert(NodeReader::new(parts.store.clone(), parts.keys.clone(), claims.index().clone())?)
             }
         };
         let leaf = nodes.leaf(node, len)?;
         for piece in &leaf.pieces {
             if let Some(chunk) = &piece.chunk
-                && index.find(chunk.as_bytes())?.is_none()
+                && !claims.is_stored(chunk.as_bytes())?
             {
                 return Ok(None);
             }

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::point::RecoveryPoint;
 use crate::id::PointId;
 use crate::repo::Repository;
+use crate::write_session::WriteSession;
 
 /// Points read at most in search of one of the same name.
 const TRIES: usize = 64;
@@ -46,10 +47,12 @@ pub fn existing_copy(destination: &Repository, point: &RecoveryPoint, id: PointI
 /// What to compare `point` with: its parent, else the nearest point of the same name, of those that both repositories hold.
 pub fn find(
     source: &Repository,
-    destination: &Repository,
+    session: &WriteSession<'_>,
     both: &BTreeSet<PointId>,
+    copied: &BTreeSet<PointId>,
     point: &RecoveryPoint,
 ) -> Result<Option<Baseline>> {
+    let destination = session.repository();
     let Some(own) = point.point_id() else { return Ok(None) };
     let parent = point.parent.as_deref().and_then(PointId::from_hex).filter(|id| both.contains(id));
     let near = both.range(..own).rev().chain(both.range(own..)).filter(|id| **id != own);
@@ -61,7 +64,12 @@ pub fn find(
             Err(error) => return Err(error.in_repository(source.location())),
         };
         match destination.read_point(*id) {
-            Ok(copy) if is_copy(&original, &copy) => return Ok(Some(Baseline { original, copy })),
+            Ok(copy) if is_copy(&original, &copy) => {
+                // Of what this run has copied itself it knows what it relies on.
+                if copied.contains(id) || session.covers(&copy) {
+                    return Ok(Some(Baseline { original, copy }));
+                }
+            }
             Ok(_) => {}
             Err(error) if passed_over(&error) => {}
             Err(error) => return Err(error.in_repository(destination.location())),

@@ -16,7 +16,7 @@ mod plan;
 mod renamed;
 mod send;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -28,13 +28,13 @@ use crate::format::config::Compression;
 use crate::format::node::{NODE_BYTES_MAX, NodeRef};
 use crate::format::point::{Counts, RecoveryPoint};
 use crate::id::{ChunkId, PointId, SegmentNo};
-use crate::index::{Claims, Merge};
+use crate::index::Claims;
 use crate::io::{self, BufPool, IoEngineChoice};
-use crate::lease::Lease;
 use crate::pack::pack_buffer_bytes;
 use crate::repo::Repository;
 use crate::run::{Progress, Run};
 use crate::store::PutOutcome;
+use crate::write_session::WriteSession;
 use assemble::{Assembled, Assembler, META_PACK_BYTES};
 use baseline::Baseline;
 use renamed::Renamed;
@@ -127,7 +127,7 @@ struct Shared<'a> {
     run: &'a Run,
     source: &'a Repository,
     destination: &'a Repository,
-    claims: Claims,
+    claims: Arc<Claims>,
     renamed: Renamed,
     open_packs: OpenPacks,
     meta_pool: BufPool,
@@ -146,7 +146,7 @@ impl<'a> Shared<'a> {
     fn new(
         source: &'a Repository,
         destination: &'a Repository,
-        claims: Claims,
+        claims: Arc<Claims>,
         workers: usize,
         run: &'a Run,
     ) -> Result<Self> {
@@ -223,27 +223,19 @@ pub fn run(
         report.duration_ms = started.elapsed().as_millis() as u64;
         return Ok(report);
     }
-    // There is something to do. The lease and what is condemned come before all that this run will rely on, so the points there are listed again.
-    let lease = destination.lease("copy").map_err(in_destination)?;
-    let collection = destination.collection().map_err(in_destination)?;
-    there = destination.point_ids().map_err(in_destination)?.into_iter().collect();
+    // There is something to do: from here on the points of the destination are those that the session has listed.
+    let session = destination.begin_write("copy").map_err(in_destination)?;
+    there = session.points().iter().copied().collect();
     source.index_now().map_err(in_source)?;
-    let claims = Claims::new(destination.fresh_index().map_err(in_destination)?);
-    let mut excluded = collection.for_writers();
-    let lost = match destination.store().habits().lists_cheaply {
-        true => claims.index().lost_packs(&excluded.absent).map_err(in_destination)?,
-        false => HashSet::new(),
-    };
-    let lost_packs = lost.len();
-    excluded.absent.extend(lost);
-    claims.index().exclude(excluded);
+    let lost_packs = session.lost_packs();
     if lost_packs > 0 {
         report.notes.push(format!(
-            "{lost_packs} packs of {} are missing or cut short: nothing is taken from earlier copies, and what is lost is sent again",
+            "{lost_packs} packs of {} are missing or cut short: nothing is taken from earlier copies, and what is lost is \
+             sent again",
             destination.location()
         ));
     }
-    let shared = Shared::new(source, destination, claims, workers, run)?;
+    let shared = Shared::new(source, destination, session.claims().clone(), workers, run)?;
     let logical_bytes = |point: &RecoveryPoint| -> u64 { point.volumes.iter().map(|v| v.size_bytes).sum() };
     let total = sorted.iter().filter(|(id, _)| !there.contains(id)).map(|(_, p)| logical_bytes(p)).sum();
     run.progress.total_bytes.store(total, Ordering::Relaxed);
@@ -254,34 +246,24 @@ pub fn run(
             report.points.push(already(baseline::existing_copy(destination, point, id)?));
             continue;
         }
-        // Of what this run has copied itself it knows what it relies on; earlier copies must not lean on condemned packs.
-        let relied_on = |id: &&PointId| copied.contains(*id) || collection.vouches_for(id);
-        let both: BTreeSet<PointId> = of_source.intersection(&there).filter(relied_on).copied().collect();
+        // Of what this run has copied itself it knows what it relies on; earlier copies must not need condemned packs.
+        let both: BTreeSet<PointId> = of_source.intersection(&there).copied().collect();
         let baseline = match lost_packs {
-            0 => baseline::find(source, destination, &both, point)?,
+            0 => baseline::find(source, &session, &both, &copied, point)?,
             _ => None,
         };
-        let result = copy_point(&shared, &lease, PointJob { point: point.clone(), baseline }, id);
+        let result = copy_point(&shared, &session, PointJob { point: point.clone(), baseline }, id);
         let done = match result {
             Ok(done) => done,
-            Err(error) => {
-                // What is stored gets into the index, so that the next run finds it.
-                if let Err(flush_error) = shared.claims.flush() {
-                    tracing::warn!("what was stored is not in the index: {flush_error}");
-                }
-                return Err(error);
-            }
+            Err(error) => return Err(session.flush_after(error)),
         };
         there.insert(id);
         copied.insert(id);
         report.points.push(done);
     }
-    let Shared { claims, .. } = shared; // the buffers go: a large merge needs memory of its own
-    match claims.index().tidy(Merge::Tiers, &|| run.is_cancelled()) {
-        Ok(done) => tracing::debug!(?done, "index tidied"),
-        Err(Error::Cancelled) => tracing::debug!("merging the index was interrupted"),
-        Err(error) => tracing::warn!("the index was not merged, the next run will try again: {error}"),
-    }
+    drop(shared); // the buffers go: a large merge needs memory of its own
+    session.tidy_index(&|| run.is_cancelled());
+    session.end();
     report.duration_ms = started.elapsed().as_millis() as u64;
     Ok(report)
 }
@@ -308,11 +290,15 @@ fn already(point: RecoveryPoint) -> CopiedPoint {
     CopiedPoint { point, already_there: true, baseline: None, new: Counts::default(), read_bytes: 0 }
 }
 
-fn copy_point(shared: &Shared<'_>, lease: &Lease, job: PointJob, id: PointId) -> Result<CopiedPoint> {
+fn copy_point(
+    shared: &Shared<'_>,
+    session: &WriteSession<'_>,
+    job: PointJob,
+    id: PointId,
+) -> Result<CopiedPoint> {
     let read_before = Progress::get(&shared.run.progress.read_bytes);
     let assembled = pipeline(shared, &job);
     let assembled = shared.run.outcome().and(assembled)?;
-    shared.of_destination(shared.claims.flush())?;
     if shared.run.is_cancelled() {
         return Err(Error::Cancelled);
     }
@@ -335,9 +321,7 @@ fn copy_point(shared: &Shared<'_>, lease: &Lease, job: PointJob, id: PointId) ->
     let origin = serde_json::to_value(origin)
         .map_err(|e| Error::Invalid { what: format!("cannot be written as JSON: {e}") })?;
     point.other.insert(COPIED_FROM.to_owned(), origin);
-    lease.check()?;
-    let published = shared.of_destination(shared.destination.publish_if_absent(&point))?;
-    lease.confirm()?;
+    let published = shared.of_destination(session.commit(&mut point))?;
     if published == PutOutcome::Exists {
         // Another run has copied it meanwhile.
         return Ok(already(baseline::existing_copy(shared.destination, &point, id)?));

@@ -90,10 +90,13 @@ impl<'a> Planner<'a> {
         });
         let old = match old {
             None => None,
-            Some((original, copy)) => Some((
-                self.shared.of_source(self.shared.source.tree(original.size_bytes, original.root))?,
-                self.shared.of_destination(self.shared.destination.tree(copy.size_bytes, copy.root))?,
-            )),
+            Some((original, copy)) => {
+                Some((self.shared.of_source(self.shared.source.tree(original.size_bytes, original.root))?, {
+                    let index = self.shared.claims.index().clone();
+                    let tree = self.shared.destination.tree_in(index, copy.size_bytes, copy.root);
+                    self.shared.of_destination(tree)?
+                }))
+            }
         };
         Ok(Trees { new, old })
     }
@@ -229,11 +232,8 @@ impl<'a> Planner<'a> {
         if let Some(found) = known.get(id) {
             return Ok(Some(*found));
         }
-        if self.shared.same_ids {
-            let found = self.shared.of_destination(self.shared.claims.index().find(id.as_bytes()))?;
-            if found.is_some() {
-                return Ok(Some(*id));
-            }
+        if self.shared.same_ids && self.shared.of_destination(self.shared.claims.is_stored(id.as_bytes()))? {
+            return Ok(Some(*id));
         }
         Ok(self.shared.renamed.find(id))
     }

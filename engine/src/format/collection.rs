@@ -134,7 +134,7 @@ pub struct Condemned {
     pub packs: Vec<Pack>,
     /// Packs that seemed needless while writers were under way, who may have just stored them.
     pub candidates: Vec<Pack>,
-    /// Rounds that the collector knew and that were not decided: what it took as elsewhere is not in their packs.
+    /// Rounds that were not decided, and decisions, that the collector knew: what it took as elsewhere is not in their packs.
     pub knows: Vec<String>,
     /// The recovery points that were looked at: none of them needs a pack in `packs`.
     #[serde(with = "points_hex")]
@@ -150,15 +150,38 @@ pub struct Fence {
     pub writers: Vec<String>,
 }
 
-/// Third stage, once those writers have ended: what no recovery point needs.
+/// An entry of the log of decisions: what no recovery point needs, of rounds whose writers have ended. Each entry is made
+/// with knowledge of all earlier ones, since its name is the next number and only one collector can put it.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Decided {
     /// Name of the record.
     pub id: String,
     /// Unix milliseconds.
     pub decided_ms: u64,
-    /// Packs to delete; those of the first stage that are not here are in use again.
+    /// Packs to delete; those of the rounds' first stage that are not here are in use again.
     pub packs: Vec<Pack>,
+    /// The rounds that are over with it.
+    #[serde(default)]
+    pub rounds: Vec<String>,
+    /// The recovery points that were looked at: none of them needs a pack in `packs`.
+    #[serde(default, with = "points_hex")]
+    pub points: Vec<PointId>,
+}
+
+/// Name of an entry of the log of decisions. No round is named so: a round begins with the time, which is not 0.
+pub fn decision_name(number: u64) -> ObjectId {
+    let mut bytes = [0; 16];
+    bytes[7..15].copy_from_slice(&number.to_be_bytes());
+    bytes[15] = Stage::Decided as u8;
+    ObjectId::new(bytes)
+}
+
+/// The number of an entry of the log of decisions; `None` for a record of a round.
+pub fn decision_number(name: ObjectId) -> Option<u64> {
+    let bytes = name.as_bytes();
+    let mut number = [0; 8];
+    number.copy_from_slice(&bytes[7..15]);
+    (bytes[..7] == [0; 7] && bytes[15] == Stage::Decided as u8).then(|| u64::from_be_bytes(number))
 }
 
 mod points_hex {
@@ -199,6 +222,11 @@ mod tests {
         for stage in [Stage::Condemned, Stage::Fence, Stage::Decided] {
             assert_eq!(split_name(stage_name(round, stage)), Some((round, stage)));
         }
+        for number in [0, 1, u64::MAX] {
+            assert_eq!(decision_number(decision_name(number)), Some(number));
+        }
+        assert_eq!(decision_number(stage_name(round, Stage::Decided)), None);
+        assert_eq!(decision_number(stage_name(decision_name(3), Stage::Fence)), None);
         let writer = Writer::of(ObjectId::at(5).unwrap());
         assert_eq!(Writer::of(writer.lease(9)), writer);
         assert!(writer.lease(1) < writer.lease(2));

@@ -4,12 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::packs::{Present, Uses};
-use crate::collection::Collection;
 use crate::error::{Error, Result};
 use crate::format::header::TRAILER_BYTES;
 use crate::format::node::NodeRef;
+use crate::gc_state::GcState;
 use crate::id::{ObjectId, PointId, SegmentNo};
-use crate::index::{Index, Marked, Marks};
+use crate::index::{Index, Marked, Marks, RANK_BEST};
 use crate::limits::NODE_FANOUT;
 use crate::manifest::{NodeReader, Shape};
 use crate::pack::Location;
@@ -21,12 +21,12 @@ use crate::store::Span;
 pub fn all(
     repo: &Repository,
     index: &Arc<Index>,
-    collection: &Collection,
+    state: &GcState,
     points: &[PointId],
     present: &Present,
     run: &Run,
 ) -> Result<Uses> {
-    let (gone, condemned) = (collection.gone(), collection.condemned());
+    let (gone, condemned) = (state.deleted(), state.condemned());
     let nodes = NodeReader::new(repo.store().clone(), repo.keys().clone(), index.clone())?;
     let mut walk = Walk {
         index,
@@ -41,12 +41,7 @@ pub fn all(
         repo,
     };
     for id in points {
-        let point = match repo.read_point(*id) {
-            Ok(point) => point,
-            // forgotten since it was listed
-            Err(Error::Missing { .. }) => continue,
-            Err(error) => return Err(error),
-        };
+        let Some(point) = repo.read_listed_point(*id)? else { continue };
         walk.point.clone_from(&point.id);
         for volume in &point.volumes {
             let shape = Shape { size_bytes: volume.size_bytes };
@@ -112,9 +107,14 @@ impl Walk<'_> {
     /// True if it was not marked before.
     fn mark(&mut self, id: &[u8; 32], what: &str) -> Result<bool> {
         let (condemned, gone, present) = (self.condemned, self.gone, self.present);
-        let usable = |pack: &ObjectId| !gone.contains(pack);
-        let preferred = |pack: &ObjectId| usable(pack) && present.has(pack) && !condemned.contains(pack);
-        match self.index.mark(&mut self.marks, id, &preferred, &usable)? {
+        // A condemned pack that is there comes before one that was not listed, which may be lost. Merges rank rows alike.
+        let rank = |pack: &ObjectId| match () {
+            () if gone.contains(pack) => 0,
+            () if !present.has(pack) => 1,
+            () if condemned.contains(pack) => 2,
+            () => RANK_BEST,
+        };
+        match self.index.mark(&mut self.marks, id, &rank)? {
             Marked::New(at) => {
                 if !present.has(&at.pack.id) && self.unlisted.insert(at.pack.id) {
                     self.look_for(&at, what)?;

@@ -2,7 +2,8 @@
 //! `docs/CONCURRENCY.md` has the protocol and its argument.
 //!
 //! ```text
-//!  mark (mark.rs) ──► which packs are needed (packs.rs) ──► decide on earlier rounds ──► delete ──► repack (repack.rs) ──► condemn
+//!  delete what was decided on ──► mark (mark.rs) ──► which packs are needed (packs.rs) ──► decide on earlier rounds
+//!    ──► delete ──► repack (repack.rs) ──► condemn
 //! ```
 
 mod mark;
@@ -13,13 +14,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::collection::{Collection, Round, put_json};
 use crate::error::{Error, Result};
-use crate::format::collection::{Condemned, Decided, Fence, Pack, Stage, stage_name};
+use crate::format::collection::{Condemned, Fence, Pack, Stage, stage_name};
 use crate::format::header::ObjectKind;
+use crate::gc_state::{GcState, Round, put_json};
 use crate::id::{ObjectId, PointId};
-use crate::index::{Excluded, Index, Merge};
-use crate::lease::{self, Lease};
+use crate::index::{Index, Merge};
+use crate::lease::{self, Lease, SeenLease};
 use crate::repo::Repository;
 use crate::run::Run;
 use crate::store::PutOutcome;
@@ -31,8 +32,10 @@ const REMEMBERED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const WORTH_MOVING: (u64, u64) = (7, 10);
 /// The index is written anew once this part of its rows point to deleted packs: one of 8.
 const GONE_ROWS: u64 = 8;
-/// Times that marking begins anew because others merged the index meanwhile.
+/// Times that a pass or its marking begins anew because others decided, or merged the index, meanwhile.
 const TRIES: usize = 5;
+/// How far the clocks of a collector and of the store may be apart. A renewal of a lease takes a part of it.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// Options of a collection.
 #[derive(Clone, Debug)]
@@ -111,19 +114,64 @@ pub struct GcReport {
 
 /// Collects garbage: one pass, and with no grace and no writers a second one that deletes what the first one condemned.
 pub fn run(repo: &Repository, options: &GcOptions, run: &Arc<Run>) -> Result<GcReport> {
-    let lease = if options.dry_run { None } else { Some(repo.lease("gc")?) };
+    let report = match run_once(repo, options, run) {
+        Err(error) if error.is_full() && repo.store().release_reserve() => {
+            tracing::warn!("{error}");
+            tracing::warn!(
+                "{}: room that is kept for this is given up, and the collection begins anew",
+                repo.location()
+            );
+            run_once(repo, options, run)?
+        }
+        other => other?,
+    };
+    if !options.dry_run {
+        repo.store().keep_reserve();
+    }
+    Ok(report)
+}
+
+fn run_once(repo: &Repository, options: &GcOptions, run: &Arc<Run>) -> Result<GcReport> {
     let mut report = GcReport::default();
+    if !options.dry_run {
+        // Decisions are final, so this needs no lease, and a full repository gets room for one.
+        let (present, state) = (packs::list(repo.store().as_ref())?, repo.gc_state()?);
+        Pass { repo, options, run, lease: None, report: &mut report }.delete(
+            &state.deleted(),
+            &present,
+            true,
+        )?;
+    }
+    let lease = if options.dry_run { None } else { Some(repo.lease("gc")?) };
+    if let Some(lease) = &lease {
+        check_clock(repo, lease)?;
+    }
     let mut pass = Pass { repo, options, run, lease: lease.as_ref(), report: &mut report };
-    let condemned = pass.run()?;
+    let condemned = pass.run_until_current()?;
     if condemned && options.grace.is_zero() {
         let first = std::mem::take(pass.report);
-        pass.run()?;
+        pass.run_until_current()?;
         report.continues(first);
     }
     if let Some(lease) = lease {
         lease.end()?;
     }
     Ok(report)
+}
+
+/// What is deleted is a matter of time: a collector whose clock disagrees with the store's does nothing.
+fn check_clock(repo: &Repository, lease: &Lease) -> Result<()> {
+    let Some(store_ms) = lease.store_now_ms()? else { return Ok(()) };
+    let own_ms = repo.environment().clock.unix_ms();
+    if Duration::from_millis(own_ms.abs_diff(store_ms)) <= CLOCK_SKEW_MAX {
+        return Ok(());
+    }
+    let (hours, direction) =
+        (own_ms.abs_diff(store_ms) as f64 / 3.6e6, if own_ms > store_ms { "ahead of" } else { "behind" });
+    Err(Error::ClockDisagrees {
+        location: repo.location().to_owned(),
+        what: format!("this machine's clock is {hours:.1} h {direction} that of the store"),
+    })
 }
 
 impl GcReport {
@@ -144,12 +192,20 @@ impl GcReport {
 }
 
 /// What a pass has seen.
-struct Sight {
+struct Snapshot {
     present: Present,
     index: Arc<Index>,
     uses: Uses,
     /// Packs that earlier rounds are about.
-    spoken_for: HashSet<ObjectId>,
+    already_condemned: HashSet<ObjectId>,
+}
+
+/// How a pass ended.
+enum Passed {
+    /// Done; true if something was condemned.
+    Done(bool),
+    /// Another collector has decided meanwhile: what this one found to be needed may rely on what that one deletes.
+    Outdated,
 }
 
 /// True if an index segment was merged into another one and deleted since the list was read.
@@ -167,46 +223,72 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// True if something was condemned.
-    fn run(&mut self) -> Result<bool> {
-        // The order matters. Packs before writers before the index: a pack that is there, belongs to no writer under way and is in no index read afterwards, is nobody's.
-        // Rounds before writers before points: who is in a fence and has no lease now has ended, and what it published is among the points.
+    /// Passes until none was outdated. True if something was condemned.
+    fn run_until_current(&mut self) -> Result<bool> {
+        for _ in 0..TRIES {
+            let before = self.report.clone();
+            match self.run()? {
+                Passed::Done(condemned) => return Ok(condemned),
+                Passed::Outdated => {
+                    tracing::debug!("another collector has decided meanwhile: this one begins its pass anew");
+                    *self.report = before;
+                }
+            }
+        }
+        Err(Error::Busy {
+            location: self.repo.location().to_owned(),
+            what: "other collections decide faster than this one can follow".into(),
+        })
+    }
+
+    fn run(&mut self) -> Result<Passed> {
+        // The order matters. Packs before writers before the index: a pack that is listed, whose writer holds no lease, and
+        // that no index read afterwards names, is an orphan.
+        // Rounds before writers: a writer that is in a fence and has no lease now has ended. Records again behind the
+        // writers, then points, then the index: what those that have ended published, condemned or merged is seen.
         let present = packs::list(self.repo.store().as_ref())?;
-        let collection = self.repo.collection()?;
+        let before: HashSet<ObjectId> = self.repo.gc_state()?.rounds.iter().map(|round| round.id).collect();
         let writers = self.writers()?;
+        let state = self.repo.gc_state()?;
         let points = self.repo.point_ids()?;
-        let (index, uses) = self.mark(&collection, &points, &present)?;
+        let (index, uses) = self.mark(&state, &points, &present)?;
         self.report.points = points.len() as u64;
         present.each(|_, bytes| self.report.present.add(bytes));
         self.report.needed_bytes = uses.needed_bytes();
-        self.report.writers = writers.iter().map(lease::Seen::describe).collect();
+        self.report.writers = writers.iter().map(SeenLease::describe).collect();
         (self.report.index_rows, self.report.gone_rows) = (uses.rows, uses.gone_rows);
 
-        let mut gone = collection.gone();
-        let mut known_candidates = HashSet::new();
-        for round in &collection.rounds {
+        let mut decidable: Vec<&Round> = Vec::new();
+        for round in state.rounds.iter().filter(|round| before.contains(&round.id)) {
             self.stop()?;
-            if self.is_ripe(round, &writers)? {
-                known_candidates.extend(round.condemned.candidates.iter().copied());
-                if round.condemned.packs.is_empty() {
-                    self.delete_records(round.id)?; // it only waited to know who is under way
-                    continue;
-                }
-                gone.extend(self.decide(round, &uses, &present)?);
+            if self.is_decidable(round, &writers)? {
+                decidable.push(round);
             }
         }
-        self.delete(&gone, &present)?;
-        self.forget_decisions(&collection, &index, &present)?;
+        let mut deleted = state.deleted();
+        let mut known_candidates = HashSet::new();
+        for round in &decidable {
+            known_candidates.extend(round.condemned.candidates.iter().copied());
+            if round.condemned.packs.is_empty() {
+                self.delete_records(round.id)?; // it only waited to know who is under way
+            }
+        }
+        decidable.retain(|round| !round.condemned.packs.is_empty());
+        match self.decide(&state, &decidable, &uses, &present, &points)? {
+            Some(packs) => deleted.extend(packs),
+            None => return Ok(Passed::Outdated),
+        }
+        self.delete(&deleted, &present, false)?;
+        self.forget_decisions(&state, &index, &present)?;
 
-        let mut spoken_for = gone;
-        spoken_for.extend(collection.condemned());
-        let knows = collection.rounds.iter().map(|round| round.id.to_string()).collect();
-        let record = Condemned { knows, points, ..Condemned::default() };
-        let sight = Sight { present, index, uses, spoken_for };
+        let mut already_condemned = deleted;
+        already_condemned.extend(state.condemned());
+        let record = Condemned { knows: state.known(), points, ..Condemned::default() };
+        let snapshot = Snapshot { present, index, uses, already_condemned };
         let condemned =
-            self.condemn(&sight, record, |pack| writers.is_empty() || known_candidates.contains(&pack))?;
-        self.rewrite_index(&sight.uses)?;
-        Ok(condemned)
+            self.condemn(&snapshot, record, |pack| writers.is_empty() || known_candidates.contains(&pack))?;
+        self.rewrite_index(&snapshot.uses)?;
+        Ok(Passed::Done(condemned))
     }
 
     fn now_ms(&self) -> u64 {
@@ -222,14 +304,15 @@ impl Pass<'_> {
     }
 
     /// Writers under way besides this one. Leases of dead ones are removed.
-    fn writers(&mut self) -> Result<Vec<lease::Seen>> {
+    fn writers(&mut self) -> Result<Vec<SeenLease>> {
         let me = self.lease.map(Lease::writer);
+        let store_now_ms = self.lease.map_or(Ok(None), Lease::store_now_ms)?;
         let mut writers = Vec::new();
         for seen in lease::list(self.repo.store().as_ref(), self.repo.keys())? {
             if Some(seen.writer) == me {
                 continue;
             }
-            if !seen.is_dead(self.repo.environment()) {
+            if !seen.is_dead(self.repo.environment(), store_now_ms) {
                 writers.push(seen);
                 continue;
             }
@@ -245,18 +328,12 @@ impl Pass<'_> {
     }
 
     /// Marks all that points need. Begins anew if the index is merged meanwhile.
-    fn mark(
-        &self,
-        collection: &Collection,
-        points: &[PointId],
-        present: &Present,
-    ) -> Result<(Arc<Index>, Uses)> {
+    fn mark(&self, state: &GcState, points: &[PointId], present: &Present) -> Result<(Arc<Index>, Uses)> {
         let mut tries = 0;
         loop {
             tries += 1;
-            let index = self.repo.fresh_index()?;
-            index.exclude(Excluded { absent: collection.gone(), gone: collection.gone() });
-            match mark::all(self.repo, &index, collection, points, present, self.run) {
+            let index = Arc::new(self.repo.load_index()?.excluding(state.for_readers()));
+            match mark::all(self.repo, &index, state, points, present, self.run) {
                 Err(error) if is_merged_away(&error) && tries < TRIES => {
                     tracing::debug!("marking again: {error}");
                 }
@@ -267,7 +344,7 @@ impl Pass<'_> {
     }
 
     /// True if all who may not have known of the round have ended, and the grace is over.
-    fn is_ripe(&mut self, round: &Round, writers: &[lease::Seen]) -> Result<bool> {
+    fn is_decidable(&mut self, round: &Round, writers: &[SeenLease]) -> Result<bool> {
         let fence = match &round.fence {
             Some(fence) => fence.clone(),
             // Its collector was killed. Whoever is under way now includes all who were then and have not ended.
@@ -276,19 +353,19 @@ impl Pass<'_> {
         let waited_for: Vec<String> = writers
             .iter()
             .filter(|writer| fence.writers.contains(&writer.writer.to_hex()))
-            .map(lease::Seen::describe)
+            .map(SeenLease::describe)
             .collect();
         let not_before_ms = round.id.unix_ms() + self.options.grace.as_millis() as u64;
-        let ripe = waited_for.is_empty() && self.now_ms() >= not_before_ms;
-        if !ripe && !round.condemned.packs.is_empty() {
+        let decidable = waited_for.is_empty() && self.now_ms() >= not_before_ms;
+        if !decidable && !round.condemned.packs.is_empty() {
             let condemned = Amount { packs: round.condemned.packs.len() as u64, bytes: 0 };
             self.report.waiting.push(Waiting { condemned, not_before_ms, writers: waited_for });
         }
-        Ok(ripe)
+        Ok(decidable)
     }
 
     /// Writes down who is under way.
-    fn fence(&self, round: ObjectId, writers: &[lease::Seen]) -> Result<Fence> {
+    fn fence(&self, round: ObjectId, writers: &[SeenLease]) -> Result<Fence> {
         let name = stage_name(round, Stage::Fence);
         let fence = Fence {
             id: name.to_string(),
@@ -302,31 +379,35 @@ impl Pass<'_> {
         Ok(fence)
     }
 
-    /// Decides what of a round is deleted, and returns that. The first decision counts, whoever made it.
-    fn decide(&mut self, round: &Round, uses: &Uses, present: &Present) -> Result<Vec<ObjectId>> {
-        let (needed, needless): (Vec<Pack>, Vec<Pack>) =
-            round.condemned.packs.iter().partition(|pack| uses.is_needed(&pack.id));
-        for pack in &needed {
-            self.report.rescued.add(present.bytes_of(&pack.id));
+    /// Decides what of the rounds is deleted, and returns that. `None` if another collector has decided since the records
+    /// were read.
+    fn decide(
+        &mut self,
+        state: &GcState,
+        rounds: &[&Round],
+        uses: &Uses,
+        present: &Present,
+        points: &[PointId],
+    ) -> Result<Option<Vec<ObjectId>>> {
+        if rounds.is_empty() {
+            return Ok(Some(Vec::new()));
         }
-        if self.lease.is_none() {
-            return Ok(needless.iter().map(|pack| pack.id).collect());
-        }
-        let name = stage_name(round.id, Stage::Decided);
-        let decided = Decided { id: name.to_string(), decided_ms: self.now_ms(), packs: needless };
-        self.stop()?;
-        fail::fail_point!("gc-before-decision");
-        let (store, keys) = (self.repo.store().as_ref(), self.repo.keys());
-        let decided = match put_json(store, keys, ObjectKind::Collection, name, &decided)? {
-            PutOutcome::Created => decided,
-            PutOutcome::Exists => {
-                // Made by another collector. What it deletes, this one must not use either.
-                let made = Collection::load(store, keys)?.decided;
-                made.into_iter().find(|(id, _)| *id == round.id).map(|(_, made)| made).unwrap_or_default()
+        let condemned = rounds.iter().flat_map(|round| round.condemned.packs.iter().copied());
+        let (needed, needless): (Vec<Pack>, Vec<Pack>) = condemned.partition(|pack| uses.is_needed(&pack.id));
+        let deleted = needless.iter().map(|pack| pack.id).collect();
+        if self.lease.is_some() {
+            self.stop()?;
+            fail::fail_point!("gc-before-decision");
+            let (store, keys) = (self.repo.store().as_ref(), self.repo.keys());
+            let ids: Vec<ObjectId> = rounds.iter().map(|round| round.id).collect();
+            let decided = state.decide(store, keys, self.now_ms(), &ids, needless, points.to_vec())?;
+            if decided == PutOutcome::Exists {
+                return Ok(None);
             }
-        };
-        self.delete_records(round.id)?;
-        Ok(decided.packs.iter().map(|pack| pack.id).collect())
+            ids.into_iter().try_for_each(|round| self.delete_records(round))?;
+        }
+        needed.iter().for_each(|pack| self.report.rescued.add(present.bytes_of(&pack.id)));
+        Ok(Some(deleted))
     }
 
     /// Deletes the first two records of a round.
@@ -342,10 +423,10 @@ impl Pass<'_> {
     }
 
     /// Deletes packs that were decided on, now or earlier.
-    fn delete(&mut self, gone: &HashSet<ObjectId>, present: &Present) -> Result<()> {
-        for (pack, bytes) in present.of(gone) {
+    fn delete(&mut self, deleted: &HashSet<ObjectId>, present: &Present, without_lease: bool) -> Result<()> {
+        for (pack, bytes) in present.of(deleted) {
             self.stop()?;
-            if self.lease.is_some() {
+            if self.lease.is_some() || without_lease {
                 fail::fail_point!("gc-before-pack-delete");
                 self.repo.store().delete(&pack.key())?;
             }
@@ -355,37 +436,42 @@ impl Pass<'_> {
     }
 
     /// Removes decisions that nothing refers to any more, and records that decisions made needless.
-    fn forget_decisions(&self, collection: &Collection, index: &Index, present: &Present) -> Result<()> {
+    fn forget_decisions(&self, state: &GcState, index: &Index, present: &Present) -> Result<()> {
         if self.lease.is_none() {
             return Ok(());
         }
         let delete =
             |name: ObjectId| self.repo.store().delete(&ObjectKind::Collection.key(&name.to_string()));
-        for name in &collection.needless {
+        for name in &state.needless {
             delete(*name)?;
         }
-        if collection.decided.is_empty() || index.has_superseded() {
+        if state.decided.is_empty() || index.has_superseded() {
             return Ok(());
         }
         let known: HashSet<ObjectId> = index.packs_named().into_iter().map(|pack| pack.id).collect();
-        for (round, decided) in &collection.decided {
+        for (name, decided) in &state.decided {
             let old = self.now_ms().saturating_sub(decided.decided_ms) > REMEMBERED.as_millis() as u64;
             let named = |pack: &Pack| known.contains(&pack.id) || present.has(&pack.id);
-            if old && !decided.packs.iter().any(named) {
-                delete(stage_name(*round, Stage::Decided))?;
+            if old && !state.is_newest_decision(*name) && !decided.packs.iter().any(named) {
+                delete(*name)?;
             }
         }
         Ok(())
     }
 
     /// Condemns what nothing needs, and packs of which little is needed after moving that. `may` says which of the needless ones cannot be those of a writer under way.
-    fn condemn(&mut self, sight: &Sight, mut record: Condemned, may: impl Fn(Pack) -> bool) -> Result<bool> {
+    fn condemn(
+        &mut self,
+        snapshot: &Snapshot,
+        mut record: Condemned,
+        may: impl Fn(Pack) -> bool,
+    ) -> Result<bool> {
         let mut to_move: Vec<(Pack, Use, u64)> = Vec::new();
-        sight.present.each(|pack, bytes| {
-            if sight.spoken_for.contains(&pack.id) {
+        snapshot.present.each(|pack, bytes| {
+            if snapshot.already_condemned.contains(&pack.id) {
                 return;
             }
-            match sight.uses.of(&pack.id) {
+            match snapshot.uses.of(&pack.id) {
                 Some(used) if used.needed_bytes > 0 => {
                     if used.needed_bytes * WORTH_MOVING.1 < bytes * WORTH_MOVING.0 {
                         to_move.push((pack, used, bytes));
@@ -412,9 +498,20 @@ impl Pass<'_> {
         let moving: HashSet<ObjectId> = to_move.iter().map(|(pack, ..)| pack.id).collect();
         let moved = match self.lease {
             None => true,
-            Some(_) => match repack::run(self.repo, &sight.index, &sight.uses, &moving, &|| self.stop()) {
+            Some(lease) => match repack::run(
+                self.repo,
+                &snapshot.index,
+                &snapshot.uses,
+                &moving,
+                lease.permit(),
+                &|| self.stop(),
+            ) {
                 Err(error) if is_merged_away(&error) => {
                     tracing::debug!("nothing is moved this time: {error}");
+                    false
+                }
+                Err(error) if error.is_full() => {
+                    tracing::warn!("nothing is moved out of little used packs this time: {error}");
                     false
                 }
                 Err(Error::Archived { .. }) => {
@@ -457,9 +554,8 @@ impl Pass<'_> {
         }
         self.stop()?;
         // As a writer does it: of two rows of a content the one in a condemned pack must not be the one that stays.
-        let collection = self.repo.collection()?;
-        let index = self.repo.fresh_index()?;
-        index.exclude(collection.for_writers());
+        let state = self.repo.gc_state()?;
+        let index = self.repo.load_index()?.excluding(state.for_writers());
         let done = index.tidy(Merge::Rewrite, &|| self.run.is_cancelled())?;
         tracing::debug!(?done, "rows of deleted packs were dropped from the index");
         Ok(())

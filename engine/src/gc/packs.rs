@@ -8,6 +8,7 @@ use crate::format::header::{HEADER_BYTES, ObjectKind, TAG_BYTES, TRAILER_BYTES};
 use crate::format::pack::TOC_ROW_BYTES;
 use crate::id::ObjectId;
 use crate::index::Marks;
+use crate::pack::list_packs;
 use crate::store::Store;
 
 /// All packs of a repository, in the order of their names.
@@ -15,14 +16,7 @@ pub struct Present(BTreeMap<ObjectId, (ObjectKind, u64)>);
 
 /// Lists all packs.
 pub fn list(store: &dyn Store) -> Result<Present> {
-    let mut packs = BTreeMap::new();
-    for kind in [ObjectKind::Data, ObjectKind::Meta] {
-        store.list(kind.prefix(), &mut |key, bytes| {
-            let name = key.rsplit('/').next().unwrap_or(key);
-            packs.extend(ObjectId::from_hex(name).map(|id| (id, (kind, bytes))));
-        })?;
-    }
-    Ok(Present(packs))
+    Ok(Present(list_packs(store, usize::MAX)?))
 }
 
 impl Present {

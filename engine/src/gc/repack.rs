@@ -8,7 +8,7 @@ use super::packs::Uses;
 use crate::error::{Error, Result};
 use crate::format::header::ObjectKind;
 use crate::id::ObjectId;
-use crate::index::{Claims, Index};
+use crate::index::{Claims, Index, Permit};
 use crate::io::BufPool;
 use crate::limits::PACK_BYTES_MAX;
 use crate::pack::{FinishedPack, FrameReader, Location, PackBuilder, pack_buffer_bytes};
@@ -28,6 +28,7 @@ pub fn run(
     index: &Arc<Index>,
     uses: &Uses,
     packs: &HashSet<ObjectId>,
+    permit: Arc<Permit>,
     stop: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
     if packs.is_empty() {
@@ -43,7 +44,7 @@ pub fn run(
     let pack_bytes = repo.config().pack_bytes as usize;
     let mut mover = Mover {
         repo,
-        claims: Claims::new(index.clone()),
+        claims: Claims::with_permit(index.clone(), permit),
         reader: FrameReader::new()?,
         pool: BufPool::new(1, pack_buffer_bytes(pack_bytes, RAW_BYTES_MAX)),
         pack_bytes,

@@ -33,6 +33,9 @@ pub enum Marked {
 /// Takes the id of a row, where it is, and whether it is marked.
 pub type EachRow<'a> = dyn FnMut(&[u8; 32], &Location, bool) -> Result<()> + 'a;
 
+/// The best rank of a pack: see [`Index::mark`].
+pub const RANK_BEST: u8 = 3;
+
 impl Index {
     /// No marks yet.
     pub fn marks(&self) -> Marks {
@@ -42,29 +45,24 @@ impl Index {
         Marks { runs, bits }
     }
 
-    /// Marks one row of `id`: the newest in a pack that is `preferred`, or else the newest in one that is `usable`. Of the same id it is always the same row.
-    pub fn mark(
-        &self,
-        marks: &mut Marks,
-        id: &[u8; 32],
-        preferred: &dyn Fn(&ObjectId) -> bool,
-        usable: &dyn Fn(&ObjectId) -> bool,
-    ) -> Result<Marked> {
-        let mut second = None;
-        let mut chosen = None;
+    /// Marks one row of `id`: the newest in a pack of the best `rank`, at most [`RANK_BEST`]; packs of rank 0 have none.
+    /// Of the same id it is always the same row.
+    pub fn mark(&self, marks: &mut Marks, id: &[u8; 32], rank: &dyn Fn(&ObjectId) -> u8) -> Result<Marked> {
+        let (mut chosen, mut best) = (None, 0);
         for segment in marks.runs.candidates(id) {
             let Some((row, location)) = segment.find_row(self.store.as_ref(), &self.pages, id)? else {
                 continue;
             };
-            if preferred(&location.pack.id) {
+            let of_pack = rank(&location.pack.id);
+            if of_pack > best {
+                best = of_pack;
                 chosen = Some((segment.id(), row, location));
+            }
+            if best >= RANK_BEST {
                 break;
             }
-            if second.is_none() && usable(&location.pack.id) {
-                second = Some((segment.id(), row, location));
-            }
         }
-        let Some((segment, row, location)) = chosen.or(second) else { return Ok(Marked::Nowhere) };
+        let Some((segment, row, location)) = chosen else { return Ok(Marked::Nowhere) };
         let word = marks.bits.get_mut(&segment).and_then(|words| words.get_mut((row / 64) as usize));
         let Some(word) = word else { return Ok(Marked::Nowhere) };
         let bit = 1 << (row % 64);

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::rows::{MergedRows, Standing};
+use super::rows::{MergedRows, RowStatus};
 use super::runs::{RUN_NAME_BYTES, Run, Runs, part_id};
 use super::segment::Segment;
 use super::writer::SegmentWriter;
@@ -44,16 +44,16 @@ pub enum Merge {
 }
 
 /// What a row is worth, given the packs that do not count.
-pub fn standing(excluded: Option<&Excluded>, row: &Row, segment: &Segment) -> Standing {
-    let Some((excluded, pack)) = excluded.zip(segment.packs().get(row.pack_no as usize)) else {
-        return Standing::Sound;
-    };
-    if excluded.gone.contains(&pack.id) {
-        Standing::Gone
-    } else if excluded.absent.contains(&pack.id) {
-        Standing::Refused
+pub fn status(excluded: &Excluded, row: &Row, segment: &Segment) -> RowStatus {
+    let Some(pack) = segment.packs().get(row.pack_no as usize) else { return RowStatus::Live };
+    if excluded.deleted.contains(&pack.id) {
+        RowStatus::Deleted
+    } else if excluded.lost.contains(&pack.id) {
+        RowStatus::Lost
+    } else if excluded.condemned.contains(&pack.id) {
+        RowStatus::Condemned
     } else {
-        Standing::Sound
+        RowStatus::Live
     }
 }
 
@@ -95,7 +95,7 @@ impl Index {
         let inputs = &all.runs()[range.clone()];
         let name = name_between(inputs, all.runs().get(range.end))?;
         let superseded = superseded(inputs, all.listed());
-        let excluded = self.excluded.get();
+        let excluded = &self.excluded;
         let (packs, numbers) = pack_table(inputs, excluded);
         let mut rows = MergedRows::new(self.store.as_ref(), inputs)?;
         let mut done = Tidied { merged: inputs.len(), ..Tidied::default() };
@@ -111,7 +111,7 @@ impl Index {
                     if count % STOP_ROWS == 0 && stop() {
                         return Err(Error::Cancelled);
                     }
-                    let next = rows.next(&|row, segment| standing(excluded, row, segment))?;
+                    let next = rows.next(&|row, segment| status(excluded, row, segment))?;
                     let Some(found) = next else { break };
                     // Checks that the row is sound, so that a merge never passes on what it could not answer for.
                     rows.segment(&found).location(&found.row)?;
@@ -170,8 +170,8 @@ fn superseded(inputs: &[Run], listed: &HashSet<ObjectId>) -> Vec<ObjectId> {
 /// For each part of a run, the new numbers of its packs.
 type PartNumbers = Vec<Arc<[u32]>>;
 
-/// The packs of all inputs that are not gone, each once, and for each part of each input the new numbers of its packs.
-fn pack_table(inputs: &[Run], excluded: Option<&Excluded>) -> (Vec<PackRef>, Vec<PartNumbers>) {
+/// The packs of all inputs that are not deleted, each once, and for each part of each input the new numbers of its packs.
+fn pack_table(inputs: &[Run], excluded: &Excluded) -> (Vec<PackRef>, Vec<PartNumbers>) {
     let mut packs: Vec<PackRef> = Vec::new();
     let mut places: HashMap<ObjectId, u32> = HashMap::new();
     let mut numbers = Vec::with_capacity(inputs.len());
@@ -183,7 +183,7 @@ fn pack_table(inputs: &[Run], excluded: Option<&Excluded>) -> (Vec<PackRef>, Vec
                 continue;
             }
             let number = |pack: &PackRef| {
-                if excluded.is_some_and(|excluded| excluded.gone.contains(&pack.id)) {
+                if excluded.deleted.contains(&pack.id) {
                     return u32::MAX; // none of its rows is kept
                 }
                 *places.entry(pack.id).or_insert_with(|| {

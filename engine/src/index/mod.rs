@@ -2,6 +2,7 @@
 
 mod claims;
 mod fences;
+mod hinted;
 mod load;
 mod marks;
 mod merge;
@@ -14,12 +15,12 @@ mod segment;
 mod ways;
 mod writer;
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-pub use claims::Claims;
-pub use marks::{Marked, Marks};
+pub use claims::{Claims, Permit};
+pub use marks::{Marked, Marks, RANK_BEST};
 pub use merge::{Merge, Tidied};
 pub use pending::Pending;
 pub use segment::{PageCache, Segment};
@@ -31,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::format::header::ObjectKind;
 use crate::format::index_segment::PackRef;
 use crate::id::ObjectId;
-use crate::pack::Location;
+use crate::pack::{Location, list_packs};
 use crate::store::{Body, PutOutcome, Store};
 use nearby::Nearby;
 use rows::MergedRows;
@@ -46,13 +47,27 @@ const LIST_FRESH: Duration = Duration::from_secs(1);
 /// Times that a lookup starts again because the segments it asked were merged and deleted.
 const TRIES: usize = 8;
 
-/// Packs that do not count, although rows point to them.
+/// Packs that do not count, although rows point to them: what is in them is absent.
 #[derive(Clone, Debug, Default)]
 pub struct Excluded {
-    /// What is in them counts as absent; includes `gone`.
-    pub absent: HashSet<ObjectId>,
+    /// Garbage collection may decide to delete them.
+    pub condemned: HashSet<ObjectId>,
+    /// They are missing, or shorter than they should be.
+    pub lost: HashSet<ObjectId>,
     /// Garbage collection has decided to delete them: merges drop their rows.
-    pub gone: HashSet<ObjectId>,
+    pub deleted: HashSet<ObjectId>,
+}
+
+impl Excluded {
+    /// True if the pack does not count.
+    pub fn has(&self, pack: &ObjectId) -> bool {
+        [&self.condemned, &self.lost, &self.deleted].into_iter().any(|packs| packs.contains(pack))
+    }
+
+    /// All of them, some perhaps twice.
+    pub fn iter(&self) -> impl Iterator<Item = ObjectId> {
+        [&self.condemned, &self.lost, &self.deleted].into_iter().flatten().copied()
+    }
 }
 
 /// The index of an open repository. Lookups may run on any number of threads.
@@ -70,7 +85,7 @@ pub struct Index {
     part_rows: u64,
     nearby: Nearby,
     /// Packs that do not count.
-    excluded: OnceLock<Excluded>,
+    excluded: Excluded,
 }
 
 impl Index {
@@ -94,31 +109,41 @@ impl Index {
             pages: PageCache::new(pages.clamp(*CACHED_PAGES.start(), *CACHED_PAGES.end()), false),
             part_rows: merge::PART_ROWS,
             nearby: Nearby::default(),
-            excluded: OnceLock::new(),
+            excluded: Excluded::default(),
         })
     }
 
-    /// Where `id` is, if a published index segment says so. Of several places it is one that was right when it was written, mostly the newest.
-    pub fn find(&self, id: &[u8; 32]) -> Result<Option<Location>> {
-        if let Some(location) = self.nearby.find(id)
-            && !self.is_excluded(&location)
-        {
-            return Ok(Some(location));
+    /// A place to read `id` from: that of a row, or one that a pack's table of contents tells. Reading proves it. It is no
+    /// proof that the index knows the content, which [`Claims::is_stored`] gives.
+    pub fn find_to_read(&self, id: &[u8; 32]) -> Result<Option<Location>> {
+        match self.hint(id) {
+            Some(location) => Ok(Some(location)),
+            None => self.find_row_and_note(id),
         }
-        let found = self.find_newest(id)?;
+    }
+
+    /// Where a table of contents that was read lately says that `id` is. No row need say so.
+    fn hint(&self, id: &[u8; 32]) -> Option<Location> {
+        self.nearby.find(id).filter(|location| !self.is_excluded(location))
+    }
+
+    /// As [`find_row`](Self::find_row), and the neighbours of what was found may be read for hints.
+    fn find_row_and_note(&self, id: &[u8; 32]) -> Result<Option<Location>> {
+        let found = self.find_row(id)?;
         if let Some(location) = &found {
             self.nearby.note(self.store.as_ref(), &self.keys, &location.pack);
         }
         Ok(found)
     }
 
-    /// Data packs are not read for hints from now on: they may be archived. Then [`find`](Self::find) finds chunks where [`find_newest`](Self::find_newest) does.
+    /// Data packs are not read for hints from now on: they may be archived. Then
+    /// [`find_to_read`](Self::find_to_read) finds chunks where [`find_row`](Self::find_row) does.
     pub fn leave_data_packs_alone(&self) {
         self.nearby.leave_data_alone();
     }
 
-    /// Where the newest row says that `id` is.
-    pub fn find_newest(&self, id: &[u8; 32]) -> Result<Option<Location>> {
+    /// Where the newest row says that `id` is: proof that the repository holds it.
+    pub fn find_row(&self, id: &[u8; 32]) -> Result<Option<Location>> {
         let mut tries = 0;
         loop {
             // The filters under the lock, pages outside it: most absent ids need no more.
@@ -158,17 +183,17 @@ impl Index {
     }
 
     fn is_excluded(&self, location: &Location) -> bool {
-        self.excluded.get().is_some_and(|excluded| excluded.absent.contains(&location.pack.id))
+        self.excluded.has(&location.pack.id)
     }
 
-    /// Like [`find`](Self::find), but an id that is nowhere is damage.
+    /// Like [`find_to_read`](Self::find_to_read), but an id that is nowhere is damage.
     pub fn locate(&self, id: &[u8; 32], needed_by: &str) -> Result<Location> {
-        self.needed(id, needed_by, &|| self.find(id))
+        self.needed(id, needed_by, &|| self.find_to_read(id))
     }
 
-    /// Like [`find_newest`](Self::find_newest), but an id that is nowhere is damage.
+    /// Like [`find_row`](Self::find_row), but an id that is nowhere is damage.
     pub fn locate_newest(&self, id: &[u8; 32], needed_by: &str) -> Result<Location> {
-        self.needed(id, needed_by, &|| self.find_newest(id))
+        self.needed(id, needed_by, &|| self.find_row(id))
     }
 
     fn needed(
@@ -215,11 +240,10 @@ impl Index {
         Ok(changed)
     }
 
-    /// Treats packs as absent from now on, so that a backup stores again what is in them. For the first call only; a second one changes nothing.
-    pub fn exclude(&self, excluded: Excluded) {
-        if !excluded.absent.is_empty() {
-            let _ = self.excluded.set(excluded);
-        }
+    /// The same index without what is in these packs.
+    pub fn excluding(mut self, excluded: Excluded) -> Self {
+        self.excluded = excluded;
+        self
     }
 
     /// True if segments are there that a merge has superseded.
@@ -227,23 +251,19 @@ impl Index {
         !self.superseded.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).is_empty()
     }
 
-    /// Packs that [`exclude`](Self::exclude) named.
-    pub fn absent(&self) -> impl Iterator<Item = ObjectId> {
-        self.excluded.get().into_iter().flat_map(|excluded| excluded.absent.iter().copied())
+    /// Packs that do not count.
+    pub fn excluded(&self) -> &Excluded {
+        &self.excluded
     }
 
-    /// Which packs are gone or shorter than they should be, of those that are not `known` to be absent. Asks the store for one listing per kind: for stores where that costs
-    /// next to nothing.
-    pub fn lost_packs(&self, known: &HashSet<ObjectId>) -> Result<HashSet<ObjectId>> {
-        let mut there = HashMap::new();
-        for kind in [ObjectKind::Data, ObjectKind::Meta] {
-            self.store.list(kind.prefix(), &mut |key, bytes| {
-                let name = key.rsplit('/').next().unwrap_or(key);
-                there.extend(ObjectId::from_hex(name).map(|id| (id, bytes)));
-            })?;
-        }
-        let whole = |pack: &PackRef| there.get(&pack.id).is_some_and(|bytes| *bytes >= u64::from(pack.bytes));
-        let lost = self.packs().into_iter().filter(|pack| !known.contains(&pack.id) && !whole(pack));
+    /// Which packs are gone or shorter than they should be, of those that count. Lists all packs: a request for each
+    /// thousand, where requests are billed.
+    pub fn lost_packs(&self) -> Result<HashSet<ObjectId>> {
+        let packs = self.packs();
+        let there = list_packs(self.store.as_ref(), packs.len())?;
+        let whole =
+            |pack: &PackRef| there.get(&pack.id).is_some_and(|(_, bytes)| *bytes >= u64::from(pack.bytes));
+        let lost = packs.into_iter().filter(|pack| !self.excluded.has(&pack.id) && !whole(pack));
         Ok(lost.map(|pack| pack.id).collect())
     }
 
@@ -301,9 +321,9 @@ impl Index {
         last: &mut Option<[u8; 32]>,
         each: &mut dyn FnMut(&[u8; 32], Location) -> Result<()>,
     ) -> Result<()> {
-        let excluded = self.excluded.get();
+        let excluded = &self.excluded;
         let mut rows = MergedRows::new(self.store.as_ref(), runs.runs())?;
-        while let Some(found) = rows.next(&|row, segment| merge::standing(excluded, row, segment))? {
+        while let Some(found) = rows.next(&|row, segment| merge::status(excluded, row, segment))? {
             if last.is_none_or(|last| last < found.row.id) {
                 each(&found.row.id, rows.segment(&found).location(&found.row)?)?;
                 *last = Some(found.row.id);
@@ -312,12 +332,10 @@ impl Index {
         Ok(())
     }
 
-    /// All packs that segments know and that are not gone, each once.
+    /// All packs that segments know and that are not deleted, each once.
     pub fn packs(&self) -> Vec<PackRef> {
         let mut packs = self.packs_named();
-        if let Some(excluded) = self.excluded.get() {
-            packs.retain(|pack| !excluded.gone.contains(&pack.id));
-        }
+        packs.retain(|pack| !self.excluded.deleted.contains(&pack.id));
         packs
     }
 

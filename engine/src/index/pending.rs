@@ -1,11 +1,12 @@
 //! What this run has claimed, and what of it is durable but in no index segment yet.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::format::index_segment::PackRef;
 use crate::format::pack::TocRow;
+use crate::id::ObjectId;
 
 use super::writer::NewRow;
 
@@ -13,7 +14,7 @@ const SHARDS: usize = 64;
 
 /// Hashes ids by taking eight of their bytes: they are hashes already.
 #[derive(Default)]
-struct IdHasher(u64);
+pub struct IdHasher(u64);
 
 impl Hasher for IdHasher {
     fn finish(&self) -> u64 {
@@ -79,11 +80,16 @@ impl Pending {
         let durable = std::mem::take(&mut *lock(&self.durable));
         let mut rows = Vec::with_capacity(durable.iter().map(|(_, rows)| rows.len()).sum());
         let mut packs = Vec::with_capacity(durable.len());
-        for (pack_no, (pack, contents)) in durable.into_iter().enumerate() {
-            packs.push(pack);
+        let mut numbers: HashMap<ObjectId, u32> = HashMap::with_capacity(durable.len());
+        for (pack, contents) in durable {
+            // Rows of one pack may come in parts: what was relied on by hints, and what was adopted.
+            let pack_no = *numbers.entry(pack.id).or_insert_with(|| {
+                packs.push(pack);
+                packs.len() as u32 - 1
+            });
             rows.extend(contents.into_iter().map(|row| NewRow {
                 id: row.id,
-                pack_no: pack_no as u32,
+                pack_no,
                 offset: row.offset,
                 stored_bytes: row.stored_bytes,
                 raw_bytes: row.raw_bytes,

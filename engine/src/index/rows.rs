@@ -76,15 +76,17 @@ impl RunRows {
     }
 }
 
-/// What a row is worth.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// It counts.
-    Sound,
-    /// It counts if its id has no better one.
-    Refused,
-    /// It does not count.
-    Gone,
+/// What a row is worth, the worst first. Of the rows of one id the best is kept, and of equal ones the newest.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RowStatus {
+    /// Its pack is deleted: it does not count.
+    Deleted,
+    /// Its pack is missing. It counts if its id has no better one.
+    Lost,
+    /// Its pack may be deleted. It counts if its id has no better one.
+    Condemned,
+    /// Its pack is there to stay.
+    Live,
 }
 
 /// A row, and who has it.
@@ -98,7 +100,7 @@ pub struct Found {
     pub part: usize,
 }
 
-/// The rows of several runs, merged: every id once, from the newest run that is not refused.
+/// The rows of several runs, merged: every id once, from the newest run of the best status.
 pub struct MergedRows<'s> {
     store: &'s dyn Store,
     runs: Vec<RunRows>,
@@ -123,20 +125,20 @@ impl<'s> MergedRows<'s> {
         Ok(merged)
     }
 
-    /// The row of the next id that has one that counts. Of several it is the newest sound one, or else the newest refused one.
-    pub fn next(&mut self, standing: &dyn Fn(&Row, &Segment) -> Standing) -> Result<Option<Found>> {
-        let mut chosen: Option<(Found, Standing)> = None;
+    /// The row of the next id that has one that counts. Of several it is the newest of the best status.
+    pub fn next(&mut self, status: &dyn Fn(&Row, &Segment) -> RowStatus) -> Result<Option<Found>> {
+        let mut chosen: Option<(Found, RowStatus)> = None;
         while let Some(Reverse((_, Reverse(run)))) = self.heap.peek().copied() {
             let Some(row) = self.runs[run].current().copied() else { break };
             if chosen.is_some_and(|(chosen, _)| chosen.row.id != row.id) {
                 break;
             }
             let found = Found { row, run, part: self.runs[run].part };
-            if chosen.is_none_or(|(_, of_chosen)| of_chosen != Standing::Sound) {
-                match standing(&row, self.segment(&found)) {
-                    Standing::Gone => {}
-                    Standing::Refused if chosen.is_some() => {}
-                    worth => chosen = Some((found, worth)),
+            let best_so_far = chosen.map_or(RowStatus::Deleted, |(_, status)| status);
+            if best_so_far < RowStatus::Live {
+                let of_row = status(&row, self.segment(&found));
+                if of_row > best_so_far {
+                    chosen = Some((found, of_row));
                 }
             }
             self.step()?;

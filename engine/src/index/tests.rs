@@ -33,7 +33,7 @@ fn claims_flushes_and_reopened_lookups_agree() {
     assert!(claims.reserve(&id(1)).unwrap());
     assert!(!claims.reserve(&id(1)).unwrap(), "claimed");
     assert!(other.reserve(&id(1)).unwrap(), "another run does not rely on it");
-    assert!(index.find(&id(1)).unwrap().is_none(), "claimed is not yet stored");
+    assert!(index.find_to_read(&id(1)).unwrap().is_none(), "claimed is not yet stored");
     for n in 0..1000 {
         claims.reserve(&id(n)).unwrap();
     }
@@ -46,11 +46,11 @@ fn claims_flushes_and_reopened_lookups_agree() {
     let again = Arc::new(again);
     for index in [&index, &again] {
         for n in 0..1000 {
-            let at = index.find(&id(n)).unwrap().unwrap();
+            let at = index.find_to_read(&id(n)).unwrap().unwrap();
             assert_eq!((at.offset, at.pack), (96 + n, pack(if n < 500 { 1 } else { 2 })));
             assert!(!Claims::new(index.clone()).reserve(&id(n)).unwrap());
         }
-        assert!(index.find(&id(1000)).unwrap().is_none());
+        assert!(index.find_to_read(&id(1000)).unwrap().is_none());
         let mut count = 0;
         index
             .each_row(&mut |_, _| {
@@ -88,7 +88,7 @@ fn a_hurt_segment_is_refused_and_a_superseded_one_is_skipped() {
     put(new, &encode_segment(&keys, new, &make(1), &[pack(2)], &[old]).unwrap());
     let index = Index::load(store.clone(), keys.clone()).unwrap();
     assert_eq!(index.segments().len(), 1);
-    assert_eq!(index.find(&id(1)).unwrap().unwrap().pack, pack(2));
+    assert_eq!(index.find_to_read(&id(1)).unwrap().unwrap().pack, pack(2));
 
     let bytes = encode_segment(&keys, ObjectId::new([3; 16]), &make(7), &[pack(1)], &[]).unwrap();
     for at in (0..bytes.len()).step_by(13) {
@@ -96,7 +96,7 @@ fn a_hurt_segment_is_refused_and_a_superseded_one_is_skipped() {
         hurt[at] ^= 4;
         let (store, _) = fixture();
         store.put_new(&ObjectKind::Index.key(&"03".repeat(16)), Body::Bytes(&hurt)).unwrap();
-        let found = Index::load(store, keys.clone()).and_then(|index| index.find(&id(7)));
+        let found = Index::load(store, keys.clone()).and_then(|index| index.find_to_read(&id(7)));
         match found {
             Err(error) => assert!(error.is_damage(), "byte {at}: {error}"),
             // The padding between header and first page is not authenticated, and means nothing.
@@ -139,9 +139,9 @@ fn model(segments: &[(Vec<u32>, u8)]) -> BTreeMap<u32, u8> {
 #[track_caller]
 fn check_against(index: &Index, model: &BTreeMap<u32, u8>) {
     for n in 0..64 {
-        let found = index.find_newest(&id(n)).unwrap().map(|at| at.pack);
+        let found = index.find_row(&id(n)).unwrap().map(|at| at.pack);
         assert_eq!(found, model.get(&n).map(|p| pack(*p)), "{n}");
-        assert_eq!(index.find(&id(n)).unwrap().is_some(), model.contains_key(&n));
+        assert_eq!(index.find_to_read(&id(n)).unwrap().is_some(), model.contains_key(&n));
     }
     let mut walked = BTreeMap::new();
     let mut last = None;
@@ -212,7 +212,7 @@ proptest! {
             check_against(&load(&store, &keys, part_rows), &model);
             for old in &open {
                 for n in 0..64 {
-                    if let Some(at) = old.find(&id(n)).unwrap() {
+                    if let Some(at) = old.find_to_read(&id(n)).unwrap() {
                         let right = segments.iter().any(|(numbers, p)| numbers.contains(&n) && pack(*p) == at.pack);
                         prop_assert!(right, "{n} was never in {:?}", at.pack.id);
                     }
@@ -243,12 +243,12 @@ fn a_merge_has_parts_that_are_asked_by_range_and_its_inputs_are_not_opened() {
     }
     let again = load(&store, &keys, 3);
     assert_eq!(again.segments().len(), 4);
-    assert_eq!(again.find_newest(&id(7)).unwrap().unwrap().pack, pack(4), "the newest row");
+    assert_eq!(again.find_row(&id(7)).unwrap().unwrap().pack, pack(4), "the newest row");
     assert_eq!(again.packs().len(), 5);
     for n in [0, 1, 2, 3, 4, 100, 104] {
         let asked = again.lock_runs().runs()[0].parts_for(&id(n)).len();
         assert!((1..=2).contains(&asked), "{asked}: two only for the first id of a part");
-        assert!(again.find(&id(n)).unwrap().is_some());
+        assert!(again.find_to_read(&id(n)).unwrap().is_some());
     }
     // The one who opened after the merge deletes.
     assert_eq!(again.tidy(Merge::Tiers, &|| false).unwrap(), Tidied { deleted: 5, ..Tidied::default() });
@@ -256,7 +256,7 @@ fn a_merge_has_parts_that_are_asked_by_range_and_its_inputs_are_not_opened() {
     assert_eq!(again.tidy(Merge::Tiers, &|| false).unwrap(), Tidied::default());
     // And the one who opened before it finds everything all the same.
     for n in [0, 1, 2, 3, 4, 100, 104] {
-        assert!(index.find(&id(n)).unwrap().is_some());
+        assert!(index.find_to_read(&id(n)).unwrap().is_some());
     }
     let mut count = 0;
     let walk = load(&store, &keys, 3);
@@ -282,7 +282,7 @@ fn an_incomplete_merge_supersedes_nothing() {
     assert_eq!(index.segments().len(), 6, "two parts of three, and the inputs are back");
     assert!(index.superseded.lock().unwrap().is_empty());
     for n in (0..4).flat_map(|n| [n, n + 10, n + 20]) {
-        assert!(index.find(&id(n)).unwrap().is_some());
+        assert!(index.find_to_read(&id(n)).unwrap().is_some());
     }
 }
 
@@ -296,21 +296,21 @@ fn rows_of_lost_packs_do_not_hide_those_that_are_there() {
     let there = ObjectKind::Data.key(&pack(1).id.to_string());
     store.put_new(&there, Body::Bytes(&vec![0; 1 << 20])).unwrap();
     let index = load(&store, &keys, 100);
-    let absent = index.lost_packs(&HashSet::new()).unwrap();
-    assert_eq!(absent.len(), 1);
-    index.exclude(Excluded { absent, gone: HashSet::new() });
-    assert_eq!(index.find(&id(1)).unwrap().unwrap().pack, pack(1));
-    assert!(index.find(&id(3)).unwrap().is_none());
+    let lost = index.lost_packs().unwrap();
+    assert_eq!(lost.len(), 1);
+    let index = index.excluding(Excluded { lost, ..Excluded::default() });
+    assert_eq!(index.find_to_read(&id(1)).unwrap().unwrap().pack, pack(1));
+    assert!(index.find_to_read(&id(3)).unwrap().is_none());
     index.tidy(Merge::All, &|| false).unwrap();
     let merged = load(&store, &keys, 100);
     assert_eq!(merged.segments().len(), 1);
     assert_eq!(
-        merged.find(&id(1)).unwrap().unwrap().pack,
+        merged.find_to_read(&id(1)).unwrap().unwrap().pack,
         pack(1),
         "the older row, since it is the one that helps"
     );
     assert_eq!(
-        merged.find(&id(3)).unwrap().unwrap().pack,
+        merged.find_to_read(&id(3)).unwrap().unwrap().pack,
         pack(2),
         "the only one there is: verify tells of it"
     );
@@ -347,7 +347,7 @@ fn racing_mergers_readers_and_deleters_lose_nothing() {
     let index = load(&store, &keys, 16);
     assert_eq!(index.lock_runs().runs().len(), 1);
     for n in (0..40).chain(1000..1040) {
-        assert!(index.find(&id(n)).unwrap().is_some());
+        assert!(index.find_to_read(&id(n)).unwrap().is_some());
     }
 }
 
@@ -384,4 +384,68 @@ fn killed_between_puts_or_deletes_nothing_is_lost() {
     (0..3).for_each(|_| drop(load(&store, &keys, 5).tidy(Merge::All, &|| false).unwrap()));
     assert_eq!(object_count(store.as_ref()), 5, "in the end one run of 24 rows is left");
     scenario.teardown();
+}
+
+/// Stores a real pack of these contents and returns it with its table of contents.
+fn store_pack(store: &dyn Store, keys: &RepoKeys, numbers: &[u32]) -> (PackRef, Vec<TocRow>) {
+    use crate::compress::Compressor;
+    use crate::pack::{FinishedPack, PackBuilder, pack_buffer_bytes};
+    let pool = crate::io::BufPool::new(1, pack_buffer_bytes(1 << 20, 1 << 16));
+    let buf = pool.get_blocking().unwrap();
+    let mut builder = PackBuilder::start(keys, ObjectKind::Data, buf, 1 << 20).unwrap();
+    let mut compressor = Compressor::new(Some(1)).unwrap();
+    for number in numbers {
+        builder.add(&id(*number), &number.to_le_bytes(), &mut compressor);
+    }
+    let FinishedPack { pack, rows, buf, len } = builder.finish();
+    let key = pack.kind.key(&pack.id.to_string());
+    assert_eq!(store.put_new(&key, Body::Pooled { buf, len }).unwrap(), PutOutcome::Created);
+    (pack, rows)
+}
+
+proptest! {
+    /// Packs may hold contents that no row places there: a merge kept another row, and garbage collection has taken that
+    /// one's pack. Whatever a run takes for stored must be in the index when it has flushed, or its recovery point is hollow.
+    #[test]
+    fn what_is_taken_for_stored_is_in_the_index_after_the_flush(
+        packs in prop::collection::vec(prop::collection::vec(0u32..30, 1..20), 1..5),
+        with_row in prop::collection::vec(any::<bool>(), 100),
+        asked in prop::collection::vec(0u32..40, 1..80),
+        condemned in prop::option::of(0usize..5),
+    ) {
+        let (store, keys) = fixture();
+        let first = Claims::new(Arc::new(load(&store, &keys, 100)));
+        let mut stored: Vec<(PackRef, Vec<TocRow>)> = Vec::new();
+        let mut flags = with_row.iter().cycle();
+        for mut numbers in packs {
+            numbers.sort_unstable();
+            numbers.dedup();
+            let (pack, rows) = store_pack(store.as_ref(), &keys, &numbers);
+            let placed = rows.iter().filter(|_| *flags.next().unwrap()).copied().collect();
+            first.add_durable(pack, placed).unwrap();
+            first.flush().unwrap();
+            stored.push((pack, rows));
+        }
+        let refused: HashSet<ObjectId> =
+            condemned.and_then(|at| stored.get(at)).map(|(pack, _)| pack.id).into_iter().collect();
+        let excluded = Excluded { condemned: refused.clone(), ..Excluded::default() };
+        let claims = Claims::new(Arc::new(load(&store, &keys, 100).excluding(excluded)));
+        let mut new: Vec<u32> = asked.iter().copied().filter(|n| claims.reserve(&id(*n)).unwrap()).collect();
+        new.sort_unstable();
+        new.dedup();
+        if !new.is_empty() {
+            let (pack, rows) = store_pack(store.as_ref(), &keys, &new);
+            claims.add_durable(pack, rows.clone()).unwrap();
+            stored.push((pack, rows));
+        }
+        claims.flush().unwrap();
+        let after = load(&store, &keys, 100).excluding(Excluded { condemned: refused, ..Excluded::default() });
+        for number in asked {
+            let at = after.find_row(&id(number)).unwrap();
+            prop_assert!(at.is_some(), "content {number} was taken for stored, and no row says where it is");
+            let at = at.unwrap();
+            let (_, rows) = stored.iter().find(|(pack, _)| *pack == at.pack).unwrap();
+            prop_assert!(rows.iter().any(|row| row.id == id(number) && row.offset == at.offset));
+        }
+    }
 }

@@ -30,12 +30,27 @@ pub struct NodeReader {
     frames: FrameReader,
     windows: VecDeque<Window>,
     nodes_read: u64,
+    rows_only: bool,
 }
 
 impl NodeReader {
     /// A reader over an open repository.
     pub fn new(store: Arc<dyn Store>, keys: Arc<RepoKeys>, index: Arc<Index>) -> Result<Self> {
-        Ok(Self { store, keys, index, frames: FrameReader::new()?, windows: VecDeque::new(), nodes_read: 0 })
+        Ok(Self {
+            store,
+            keys,
+            index,
+            frames: FrameReader::new()?,
+            windows: VecDeque::new(),
+            nodes_read: 0,
+            rows_only: false,
+        })
+    }
+
+    /// The same, but for nodes that have a row in the index only: what it loads is proven to be stored.
+    pub fn rows_only(mut self) -> Self {
+        self.rows_only = true;
+        self
     }
 
     /// Nodes loaded so far.
@@ -60,7 +75,10 @@ impl NodeReader {
     /// The bytes of a node, authenticated and checked against its id.
     fn load(&mut self, id: &NodeId) -> Result<Vec<u8>> {
         self.nodes_read += 1;
-        let at = self.index.locate(id.as_bytes(), "a manifest")?;
+        let at = match self.rows_only {
+            true => self.index.locate_newest(id.as_bytes(), "a manifest")?,
+            false => self.index.locate(id.as_bytes(), "a manifest")?,
+        };
         let store = self.store.clone();
         let mut again = false;
         reread(store.as_ref(), &at.pack_key(), || {

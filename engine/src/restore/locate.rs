@@ -101,7 +101,7 @@ impl Locator {
     }
 
     fn find(&self, id: &[u8; 32], work: &SegmentWork, offset: u32) -> Result<Location> {
-        self.shared.index.find(id)?.ok_or_else(|| Error::Missing {
+        self.shared.index.find_to_read(id)?.ok_or_else(|| Error::Missing {
             object: format!("chunk {}", hex::encode(id)),
             needed_by: format!(
                 "{} at byte {}",

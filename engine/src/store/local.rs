@@ -24,6 +24,11 @@ const STREAM_BYTES: usize = 1 << 20;
 /// Shortest read that goes past the page cache.
 const DIRECT_READ_BYTES_MIN: usize = 128 << 10;
 
+/// Files that are deleted when a collection finds the disk, the quota or the inodes used up: room for its records.
+pub(super) const RESERVE_DIR: &str = "reserve";
+const RESERVE_FILES: u32 = 16;
+const RESERVE_FILE_BYTES: u64 = 64 << 10;
+
 /// Objects as files below a directory.
 pub struct LocalStore {
     root: PathBuf,
@@ -246,6 +251,41 @@ impl Store for LocalStore {
         file.read_exact_at(out, offset)
             .map_err(Error::io("read", format_args!("{} at byte {offset}", path.display())))?;
         Ok(Some(object_bytes))
+    }
+
+    fn keep_reserve(&self) {
+        let dir = self.root.join(RESERVE_DIR);
+        let keep = || -> io::Result<()> {
+            fs::create_dir_all(&dir)?;
+            for number in 0..RESERVE_FILES {
+                let file = File::options()
+                    .create(true)
+                    .truncate(false)
+                    .write(true)
+                    .open(dir.join(format!("{number:02}")))?;
+                rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVE_FILE_BYTES)?;
+            }
+            Ok(())
+        };
+        if let Err(error) = keep() {
+            tracing::debug!("{}: no room is kept for collections of a full disk: {error}", dir.display());
+        }
+    }
+
+    fn release_reserve(&self) -> bool {
+        let Ok(entries) = fs::read_dir(self.root.join(RESERVE_DIR)) else { return false };
+        entries.flatten().filter(|entry| fs::remove_file(entry.path()).is_ok()).count() > 0
+    }
+
+    fn modified_ms(&self, key: &str) -> Result<Option<u64>> {
+        let path = self.path(key);
+        let modified = match fs::metadata(&path).and_then(|meta| meta.modified()) {
+            Ok(modified) => modified,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io("look at", path.display())(e)),
+        };
+        let since = modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Ok(Some(since.as_millis() as u64))
     }
 
     fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64)) -> Result<()> {

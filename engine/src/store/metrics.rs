@@ -106,6 +106,11 @@ impl<S: Store> Store for Counted<S> {
         self.inner.get_into(key, offset, out)
     }
 
+    fn modified_ms(&self, key: &str) -> Result<Option<u64>> {
+        self.counters.get.fetch_add(1, Ordering::Relaxed);
+        self.inner.modified_ms(key)
+    }
+
     fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64)) -> Result<()> {
         self.counters.list.fetch_add(1, Ordering::Relaxed);
         self.inner.list(prefix, each)
@@ -122,6 +127,14 @@ impl<S: Store> Store for Counted<S> {
 
     fn distrust(&self, key: &str) -> bool {
         self.inner.distrust(key)
+    }
+
+    fn keep_reserve(&self) {
+        self.inner.keep_reserve();
+    }
+
+    fn release_reserve(&self) -> bool {
+        self.inner.release_reserve()
     }
 
     fn set_io_engine(&self, engine: IoEngine) {

@@ -158,6 +158,12 @@ pub trait Store: Send + Sync {
         Ok(None)
     }
 
+    /// When an object was stored, in Unix milliseconds by the store's own clock, which all who use the store share. `None`
+    /// if there is no such object, or the store does not tell.
+    fn modified_ms(&self, _key: &str) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// Calls `each(key, bytes)` for every object whose key begins with `prefix`, in no particular order.
     fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64)) -> Result<()>;
 
@@ -171,6 +177,15 @@ pub trait Store: Send + Sync {
 
     /// Tells that what was read of an object is not what was stored. Copies of it are dropped; true if reading again may give other bytes.
     fn distrust(&self, _key: &str) -> bool {
+        false
+    }
+
+    /// Keeps some room for [`release_reserve`](Self::release_reserve), where objects share a disk that may be full. That
+    /// there is no room for it is no error.
+    fn keep_reserve(&self) {}
+
+    /// Gives up the room that was kept, so that a full repository can be collected; true if there was some.
+    fn release_reserve(&self) -> bool {
         false
     }
 

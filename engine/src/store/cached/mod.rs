@@ -134,6 +134,10 @@ impl Store for Cached {
         Ok(found.map(|_| bytes.len()))
     }
 
+    fn modified_ms(&self, key: &str) -> Result<Option<u64>> {
+        self.inner.modified_ms(key)
+    }
+
     fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64)) -> Result<()> {
         self.inner.list(prefix, each)
     }
@@ -145,6 +149,14 @@ impl Store for Cached {
 
     fn habits(&self) -> Habits {
         self.inner.habits()
+    }
+
+    fn keep_reserve(&self) {
+        self.inner.keep_reserve();
+    }
+
+    fn release_reserve(&self) -> bool {
+        self.inner.release_reserve()
     }
 
     fn set_io_engine(&self, engine: IoEngine) {

@@ -139,13 +139,13 @@ impl ObjectStore {
     }
 
     /// Length of the object.
-    fn head(&self, key: &str) -> Result<Option<u64>> {
+    fn head(&self, key: &str) -> Result<Option<object_store::ObjectMeta>> {
         let path = self.path(key)?;
         let ended =
             self.runtime.block_on(self.request(0, || async { self.client.objects.head(&path).await }));
         let tried = ended.tried();
         match ended.result {
-            Ok(meta) => Ok(Some(meta.size)),
+            Ok(meta) => Ok(Some(meta)),
             Err(fault) if fault.kind == Kind::NotFound => Ok(None),
             Err(fault) => self.failed("look up", key, fault, &tried),
         }
@@ -178,7 +178,7 @@ impl ObjectStore {
             Ok(part) => Ok(Some(part)),
             Err(fault) if fault.kind == Kind::NotFound => Ok(None),
             Err(fault) if fault.kind == Kind::OutOfRange => {
-                Ok(self.head(key)?.map(|object_bytes| Part { object_bytes, bytes: 0 }))
+                Ok(self.head(key)?.map(|meta| Part { object_bytes: meta.size, bytes: 0 }))
             }
             Err(fault) => self.failed("read", key, fault, &tried),
         }
@@ -225,11 +225,11 @@ impl Store for ObjectStore {
         out.clear();
         let (range, wanted) = match span {
             Span::All => (GetRange::Offset(0), 0),
-            Span::At { len: 0, .. } | Span::Last(0) => return self.head(key),
+            Span::At { len: 0, .. } | Span::Last(0) => return Ok(self.head(key)?.map(|meta| meta.size)),
             Span::At { offset, len } => (bounded(offset, len).into(), len),
             Span::Last(len) if self.place.service == Service::Azure => {
                 // It has no ranges that count from the end.
-                let Some(object_bytes) = self.head(key)? else { return Ok(None) };
+                let Some(object_bytes) = self.head(key)?.map(|meta| meta.size) else { return Ok(None) };
                 (GetRange::Offset(object_bytes.saturating_sub(len as u64)), len)
             }
             Span::Last(len) => (GetRange::Suffix(len as u64), len),
@@ -247,6 +247,11 @@ impl Store for ObjectStore {
         }
         let (range, wanted) = (bounded(offset, out.len()).into(), out.len());
         Ok(self.fetch(key, range, wanted, &mut Sink::Fill(out))?.map(|part| part.bytes))
+    }
+
+    fn modified_ms(&self, key: &str) -> Result<Option<u64>> {
+        let modified = self.head(key)?.map(|meta| meta.last_modified.timestamp_millis());
+        Ok(modified.and_then(|ms| u64::try_from(ms).ok()))
     }
 
     fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64)) -> Result<()> {

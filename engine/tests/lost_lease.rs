@@ -1,0 +1,325 @@
+//! Writers whose lease is taken away, clocks that are wrong, and stores that answer 404 for what they list.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::io::{Cursor, Read, Write};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use penstock_engine::backup::{self, BackupOptions, BackupReport, VolumeSource};
+use penstock_engine::crypto::wrap::AccessKey;
+use penstock_engine::environment::{Clock, Environment, Pause, SystemClock};
+use penstock_engine::gc::{self, GcOptions};
+use penstock_engine::repo::{InitOptions, Repository};
+use penstock_engine::restore::{self, RestoreOptions, RestoreTarget};
+use penstock_engine::source::StreamSource;
+use penstock_engine::store::{Body, MemoryStore, PutOutcome, Span, Store};
+use penstock_engine::verify::{self, VerifyOptions};
+use penstock_engine::{Error, Result, Run, forget};
+
+/// What a test does at an operation, before it is carried out: `true` lets it go on, `false` makes it fail (put, delete)
+/// or answer that there is no such object (get).
+type Hook = dyn FnMut(&MemoryStore, &'static str, &str) -> bool + Send;
+
+struct Hooked {
+    objects: Arc<MemoryStore>,
+    /// When each object was stored.
+    modified_ms: Option<Arc<Mutex<BTreeMap<String, u64>>>>,
+    hook: Mutex<Box<Hook>>,
+}
+
+impl Hooked {
+    fn new(objects: &Arc<MemoryStore>, hook: Box<Hook>) -> Self {
+        Self { objects: objects.clone(), modified_ms: None, hook: Mutex::new(hook) }
+    }
+
+    fn passes(&self, operation: &'static str, key: &str) -> bool {
+        (self.hook.lock().unwrap())(&self.objects, operation, key)
+    }
+}
+
+fn refused() -> Error {
+    Error::io("reach", "the store")(std::io::Error::other("a test refuses it"))
+}
+
+impl Store for Hooked {
+    fn location(&self) -> &str {
+        "memory:"
+    }
+
+    fn put_new(&self, key: &str, body: Body<'_>) -> Result<PutOutcome> {
+        if !self.passes("put", key) {
+            return Err(refused());
+        }
+        let outcome = self.objects.put_new(key, body)?;
+        if let Some(modified_ms) = &self.modified_ms {
+            modified_ms.lock().unwrap().insert(key.to_owned(), SystemClock::default().unix_ms());
+        }
+        self.passes("after put", key);
+        Ok(outcome)
+    }
+
+    fn get(&self, key: &str, span: Span, out: &mut Vec<u8>) -> Result<Option<u64>> {
+        match self.passes("get", key) {
+            true => self.objects.get(key, span, out),
+            false => Ok(None),
+        }
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64)) -> Result<()> {
+        self.objects.list(prefix, each)
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        if !self.passes("delete", key) {
+            return Err(refused());
+        }
+        self.objects.delete(key)
+    }
+
+    fn modified_ms(&self, key: &str) -> Result<Option<u64>> {
+        Ok(self.modified_ms.as_ref().and_then(|known| known.lock().unwrap().get(key).copied()))
+    }
+}
+
+fn key() -> AccessKey {
+    AccessKey::key_file(vec![7; 40]).unwrap()
+}
+
+fn new_repository() -> Arc<MemoryStore> {
+    let objects = Arc::new(MemoryStore::default());
+    let options = InitOptions { chunk_bytes: 16 << 10, pack_bytes: 8 << 20, ..InitOptions::default() };
+    Repository::init(objects.clone(), &options, &key()).unwrap();
+    objects
+}
+
+fn open(objects: &Arc<MemoryStore>) -> Repository {
+    Repository::open(objects.clone(), &key()).unwrap()
+}
+
+fn open_hooked(objects: &Arc<MemoryStore>, hook: Box<Hook>) -> Repository {
+    Repository::open(Arc::new(Hooked::new(objects, hook)), &key()).unwrap()
+}
+
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut contents = vec![0; bytes];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut contents);
+    contents
+}
+
+fn back_up(repo: &Repository, name: &str, source: impl Read + Send + Sync + 'static) -> Result<BackupReport> {
+    let state = tempfile::tempdir().unwrap();
+    let source = Box::new(StreamSource::new("disk", source));
+    let volumes = vec![VolumeSource { name: "disk".into(), source, changed_extents: None }];
+    let state_dir = state.path().to_owned();
+    let options = BackupOptions { name: name.into(), workers: 1, state_dir, ..BackupOptions::default() };
+    backup::run(repo, volumes, &options, &Arc::new(Run::new()))
+}
+
+fn collect(repo: &Repository) -> Result<gc::GcReport> {
+    let options = GcOptions { grace: Duration::ZERO, ..GcOptions::default() };
+    gc::run(repo, &options, &Arc::new(Run::new()))
+}
+
+fn restored(repo: &Repository, id: &str) -> Result<Vec<u8>> {
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let (point, sink) = (repo.resolve(id)?, Sink::default());
+    let options = RestoreOptions { workers: 1, ..RestoreOptions::default() };
+    let target = RestoreTarget::Writer(Box::new(sink.clone()));
+    restore::run(repo, &point, &point.volumes[0], target, &options, &Arc::new(Run::new()))?;
+    Ok(std::mem::take(&mut sink.0.lock().unwrap()))
+}
+
+fn take_leases_away(objects: &MemoryStore) {
+    let mut leases = Vec::new();
+    objects.list("leases/", &mut |key, _| leases.push(key.to_owned())).unwrap();
+    leases.iter().for_each(|lease| objects.delete(lease).unwrap());
+}
+
+fn problems(repo: &Repository) -> Vec<String> {
+    verify::run(repo, &VerifyOptions::default(), &Arc::new(Run::new())).unwrap().problems
+}
+
+/// A source that lets a test act once some of it was read.
+struct Acting<F: FnMut() + Send + Sync> {
+    contents: Cursor<Vec<u8>>,
+    at: u64,
+    act: Option<F>,
+}
+
+impl<F: FnMut() + Send + Sync> Read for Acting<F> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        if self.contents.position() >= self.at
+            && let Some(mut act) = self.act.take()
+        {
+            act();
+        }
+        self.contents.read(out)
+    }
+}
+
+#[test]
+fn a_writer_whose_packs_were_collected_publishes_nothing() {
+    let objects = new_repository();
+    let repo = open(&objects);
+    let contents = noise(1, 40 << 20);
+    let act = {
+        let objects = objects.clone();
+        move || {
+            // What a collector does that takes this writer for dead, until the packs stored so far are gone.
+            while collect(&open(&objects)).unwrap().deleted.packs == 0 {
+                take_leases_away(&objects);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    };
+    let source = Acting { contents: Cursor::new(contents.clone()), at: 32 << 20, act: Some(act) };
+    let error = back_up(&repo, "a", source).unwrap_err();
+    assert!(matches!(error, Error::LeaseLost { .. }), "{error}");
+    assert_eq!(open(&objects).point_ids().unwrap(), []);
+    let again = back_up(&open(&objects), "a", Cursor::new(contents.clone())).unwrap();
+    assert_eq!(problems(&open(&objects)), Vec::<String>::new());
+    assert!(restored(&open(&objects), &again.point.id).unwrap() == contents);
+}
+
+#[test]
+fn a_point_whose_lease_went_as_it_was_published_is_withdrawn() {
+    let objects = new_repository();
+    let hook = |objects: &MemoryStore, operation: &'static str, key: &str| {
+        if operation == "after put" && key.starts_with("points/") {
+            take_leases_away(objects);
+        }
+        true
+    };
+    let error =
+        back_up(&open_hooked(&objects, Box::new(hook)), "a", Cursor::new(noise(1, 4 << 20))).unwrap_err();
+    assert!(matches!(error, Error::LeaseLost { .. }), "{error}");
+    assert_eq!(open(&objects).point_ids().unwrap(), []);
+}
+
+/// The worst case: the point stays, its contents go. No later backup may rely on it.
+#[test]
+fn a_hollow_point_that_could_not_be_withdrawn_is_no_parent() {
+    let objects = new_repository();
+    let contents = noise(1, 12 << 20);
+    let hook = |objects: &MemoryStore, operation: &'static str, key: &str| {
+        if operation == "put" && key.starts_with("points/") {
+            // The writer stands still here, a collector takes it for dead, and all that it stored goes.
+            take_leases_away(objects);
+            let copy = Arc::new(MemoryStore::default());
+            objects.list("", &mut |_, _| {}).unwrap();
+            let mut keys = Vec::new();
+            objects.list("", &mut |key, _| keys.push(key.to_owned())).unwrap();
+            for key in &keys {
+                let mut bytes = Vec::new();
+                objects.get(key, Span::All, &mut bytes).unwrap();
+                copy.put_new(key, Body::Bytes(&bytes)).unwrap();
+            }
+            while collect(&open(&copy)).unwrap().present.packs > 0 {}
+            let mut left = Vec::new();
+            copy.list("", &mut |key, _| left.push(key.to_owned())).unwrap();
+            keys.iter().filter(|key| !left.contains(key)).for_each(|key| objects.delete(key).unwrap());
+            for key in left.iter().filter(|key| !keys.contains(key)) {
+                let mut bytes = Vec::new();
+                copy.get(key, Span::All, &mut bytes).unwrap();
+                objects.put_new(key, Body::Bytes(&bytes)).unwrap();
+            }
+        }
+        !(operation == "delete" && key.starts_with("points/"))
+    };
+    let error =
+        back_up(&open_hooked(&objects, Box::new(hook)), "a", Cursor::new(contents.clone())).unwrap_err();
+    assert!(matches!(error, Error::LeaseLost { .. }), "{error}");
+    let repo = open(&objects);
+    let hollow = repo.point_ids().unwrap();
+    assert_eq!(hollow.len(), 1, "it could not be withdrawn");
+    let report = verify::run(&repo, &VerifyOptions::default(), &Arc::new(Run::new())).unwrap();
+    assert!(report.hurt.iter().any(|hurt| hurt.point == hollow[0].to_string()));
+    let next = back_up(&open(&objects), "a", Cursor::new(contents.clone())).unwrap();
+    assert!(restored(&open(&objects), &next.point.id).unwrap() == contents);
+    let third = back_up(&open(&objects), "a", Cursor::new(contents.clone())).unwrap();
+    assert_eq!(third.totals.new_bytes, 0, "the healed point is a parent again");
+}
+
+#[test]
+fn a_lease_that_cannot_be_asked_for_after_publishing_fails_no_good_backup() {
+    let objects = new_repository();
+    let mut published = false;
+    let hook = move |_: &MemoryStore, operation: &'static str, key: &str| {
+        published |= operation == "after put" && key.starts_with("points/");
+        !(published && operation == "delete")
+    };
+    let done = back_up(&open_hooked(&objects, Box::new(hook)), "a", Cursor::new(noise(1, 1 << 20)));
+    assert!(done.is_ok());
+}
+
+#[test]
+fn a_listed_point_that_is_said_to_be_missing_stops_a_collection() {
+    let objects = new_repository();
+    let contents = noise(1, 4 << 20);
+    let point = back_up(&open(&objects), "a", Cursor::new(contents.clone())).unwrap().point.id;
+    let hook = |_: &MemoryStore, operation: &'static str, key: &str| {
+        operation != "get" || !key.starts_with("points/")
+    };
+    let repo = open_hooked(&objects, Box::new(hook));
+    let error = collect(&repo).unwrap_err();
+    assert!(matches!(error, Error::Missing { .. }), "{error}");
+    assert!(repo.points().unwrap().len() == 1, "it is not hidden from a list either");
+    assert!(!problems(&repo).is_empty(), "nor from verify");
+    assert!(restored(&open(&objects), &point).unwrap() == contents);
+    // Once is no reason to stop.
+    let mut times = 1;
+    let hook = move |_: &MemoryStore, operation: &'static str, key: &str| {
+        let wrong = operation == "get" && key.starts_with("points/") && times > 0;
+        times -= i32::from(wrong);
+        !wrong
+    };
+    assert_eq!(collect(&open_hooked(&objects, Box::new(hook))).unwrap().points, 1);
+    forget::remove(&open(&objects), &open(&objects).point_ids().unwrap(), &Run::new(), &mut |_| {}).unwrap();
+    assert_eq!(collect(&open(&objects)).unwrap().points, 0);
+}
+
+/// A clock that is wrong by so many milliseconds.
+struct WrongClock(SystemClock, i64);
+
+impl Clock for WrongClock {
+    fn unix_ms(&self) -> u64 {
+        self.0.unix_ms().saturating_add_signed(self.1)
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic()
+    }
+
+    fn pause(&self, stop: &crossbeam::channel::Receiver<()>, pause: Duration) -> Pause {
+        self.0.pause(stop, pause)
+    }
+}
+
+#[test]
+fn a_collector_whose_clock_is_wrong_does_nothing() {
+    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+    let objects = new_repository();
+    for wrong_by_ms in [-2 * DAY_MS, 2 * DAY_MS] {
+        let mut store = Hooked::new(&objects, Box::new(|_, _, _| true));
+        store.modified_ms = Some(Arc::default());
+        let environment = Environment {
+            clock: Arc::new(WrongClock(SystemClock::default(), wrong_by_ms)),
+            ..Environment::real()
+        };
+        let repo = Repository::open_in(Arc::new(store), &key(), environment).unwrap();
+        let error = collect(&repo).unwrap_err();
+        assert!(matches!(error, Error::ClockDisagrees { .. }), "{error}");
+        assert!(error.to_string().contains("48.0 h"), "{error}");
+    }
+}
