@@ -54,9 +54,9 @@ fn nights_of_a_large_disk_cost_few_requests() {
     let none =
         repo.command(&["backup", disk.to_str().unwrap(), "--name", "disk", "--json", "--cache-size", "0"]);
     let none = none.run().ok().json();
-    // keys, records of collections, points and index are listed once, whatever the size of the disk
+    // Keys, records of collections, points, index and the two kinds of packs are listed once, whatever the size of the disk.
     for night in [&first, &warm, &cold, &none] {
-        assert_eq!(requests(night, &["list"]), 4, "{night:#}");
+        assert_eq!(requests(night, &["list"]), 6, "{night:#}");
     }
 
     image::patch_random(&disk, 3 * GIB, 5 * MIB, 77);
