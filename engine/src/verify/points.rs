@@ -61,7 +61,7 @@ pub fn check(
         }
         let (mut hurt, mut nodes_read): (Vec<Hurt>, u64) = (Vec::new(), 0);
         for volume in &point.volumes {
-            let mut tree = look.repo.tree_in(index.clone(), volume.size_bytes, volume.root)?;
+            let mut tree = look.repo.tree_by_rows(index.clone(), volume.size_bytes, volume.root)?;
             let mut tally = Tally::default();
             walk.subtree(&mut tree, volume, volume.root.level, 0, &mut tally)?;
             nodes_read += tree.nodes_read();
