@@ -1,5 +1,5 @@
-//! Repair in memory: whatever is damaged, afterwards nothing is said to be hurt but what is really lost, and after the next
-//! backup of an unchanged source nothing at all. Killed at any store operation, the next repair ends.
+//! Repair in memory: whatever is damaged, afterwards nothing is said to be hurt but what is really lost, and after
+//! the next backup of an unchanged source nothing at all. Killed at any store operation, the next repair ends.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;

@@ -1,4 +1,5 @@
-//! `penstock repair` and what `verify` says before and after it: lost, flipped and cut objects of every kind, with the program.
+//! `penstock repair` and what `verify` says before and after it: lost, flipped and cut objects of every kind, with
+//! the program.
 
 use std::path::{Path, PathBuf};
 
@@ -101,7 +102,8 @@ fn a_lost_or_damaged_index_is_rebuilt() {
     }
 }
 
-/// The promise: after `repair`, `verify` names what is really lost, and after the next backup of what is unchanged, nothing.
+/// The promise: after `repair`, `verify` names what is really lost, and after the next backup of what is unchanged,
+/// nothing.
 #[test]
 fn what_the_source_still_has_is_stored_again() {
     let healthy = Patient::new(true);
@@ -214,7 +216,8 @@ fn damaged_records_of_collections_are_removed() {
 #[test]
 fn what_is_lost_for_ever_hinders_nobody() {
     let patient = Patient::new(true);
-    // The first point alone needs what the second replaced: the packs of the first backup, of which one frame of each is hit.
+    // The first point alone needs what the second replaced: the packs of the first backup, of which one frame of
+    // each is hit.
     let packs = Kind::Data.objects(&patient.repo.dir);
     let hit = packs.iter().find(|pack| {
         let hurt = |share| {

@@ -1,9 +1,10 @@
 //! `verify` and `repair` of a repository with millions of problems.
 //!
-//! - `verify_scale build DIR [CHUNKS]`: a repository of one volume with CHUNKS (default 16 million) chunks of 64 KiB. Its packs
-//!   and its manifest are there and sound (but for the payload of the frames, which is a few bytes); the index segments with the
-//!   rows of all chunks are not: they are lost.
-//! - `verify_scale verify DIR`, `verify_scale repair DIR`: what that takes. Run each as a process of its own: memory is its peak.
+//! - `verify_scale build DIR [CHUNKS]`: a repository of one volume with CHUNKS (default 16 million) chunks of 64 KiB.
+//!   Its packs and its manifest are there and sound (but for the payload of the frames, which is a few bytes); the index
+//!   segments with the rows of all chunks are not: they are lost.
+//! - `verify_scale verify DIR`, `verify_scale repair DIR`: what that takes. Run each as a process of its own: memory is
+//!   its peak.
 
 #![allow(clippy::expect_used)] // a bench that cannot go on stops
 

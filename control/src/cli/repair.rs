@@ -24,8 +24,8 @@ Then run `penstock backup` as usual: it stores again what the sources still have
 /// Mend a damaged repository: rebuild the index, put damaged packs aside
 ///
 /// May run beside anything else. Index rows are rebuilt from packs; what can be read of damaged packs is moved into new
-/// ones, and the damaged ones are put aside, so that the next backup stores again what the source still has. Recovery points
-/// and packs are never deleted by this.
+/// ones, and the damaged ones are put aside, so that the next backup stores again what the source still has.
+/// Recovery points and packs are never deleted by this.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

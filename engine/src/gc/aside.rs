@@ -10,8 +10,8 @@ use crate::id::ObjectId;
 use crate::store::PutOutcome;
 
 impl Pass<'_> {
-    /// Takes out of `decidable` the rounds of packs that were put aside of which points need all. Where they need some, those
-    /// get into a round of their own first, so that the old one can be decided on.
+    /// Takes out of `decidable` the rounds of packs that were put aside of which points need all. Where they need
+    /// some, those get into a round of their own first, so that the old one can be decided on.
     pub(super) fn keep_aside(
         &mut self,
         state: &GcState,

@@ -1,5 +1,5 @@
-//! The index of a repository in which segments are damaged: what is left of it without them. For those who look at damage
-//! and mend it.
+//! The index of a repository in which segments are damaged: what is left of it without them. For those who look at
+//! damage and mend it.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -29,8 +29,8 @@ pub struct BadSegment {
 }
 
 impl Index {
-    /// The index without the segments that are damaged anywhere: each page of each is read. What such a segment superseded
-    /// and is still there, counts again. `stop` is asked now and then.
+    /// The index without the segments that are damaged anywhere: each page of each is read. What such a segment
+    /// superseded and is still there, counts again. `stop` is asked now and then.
     pub fn load_sound(
         store: Arc<dyn Store>,
         keys: Arc<RepoKeys>,
@@ -79,8 +79,8 @@ impl Index {
         Self::of(store, keys, clock, loaded, self.skipped.clone()).excluding(excluded)
     }
 
-    /// Publishes a segment without rows that takes the place of `damaged` ones: for whoever has published all rows that they
-    /// can have had.
+    /// Publishes a segment without rows that takes the place of `damaged` ones: for whoever has published all rows
+    /// that they can have had.
     pub fn supersede(&self, damaged: &[ObjectId]) -> Result<()> {
         self.publish(&[], &[], damaged)
     }
@@ -90,8 +90,9 @@ impl Index {
 pub type RowsOfPacks = BTreeMap<ObjectId, (PackRef, Vec<TocRow>)>;
 
 impl Index {
-    /// All rows that segments have of `packs`, newer or not: what their tables of contents said. In one pass over the index
-    /// come those of as many packs as `rows_max` rows are of, but of one at least; the others are left for another pass.
+    /// All rows that segments have of `packs`, newer or not: what their tables of contents said. In one pass over
+    /// the index come those of as many packs as `rows_max` rows are of, but of one at least; the others are left for
+    /// another pass.
     pub fn rows_of(
         &self,
         packs: &HashSet<ObjectId>,

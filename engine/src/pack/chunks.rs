@@ -62,8 +62,8 @@ impl ChunkReader {
         }
     }
 
-    /// Decodes the content `id` from its `stored` frame into `raw`, which has its length. If that finds damage and the store
-    /// may answer better, the frame is fetched again: what a network did to it may not happen twice.
+    /// Decodes the content `id` from its `stored` frame into `raw`, which has its length. If that finds damage and
+    /// the store may answer better, the frame is fetched again: what a network did to it may not happen twice.
     pub fn decode(&mut self, at: &Location, id: &[u8; 32], stored: &[u8], raw: &mut [u8]) -> Result<()> {
         let decoded = self.decode_once(at, id, stored, raw);
         if !decoded.as_ref().is_err_and(Error::is_damage) || !self.store.distrust(&at.pack_key()) {
@@ -92,8 +92,8 @@ impl ChunkReader {
         self.frames.encoded()
     }
 
-    /// Reads the frames `rows` of a pack, which ascend, in long requests, and tells of each. `stop` is asked before each
-    /// request; true ends the reading. Returns the bytes that were read.
+    /// Reads the frames `rows` of a pack, which ascend, in long requests, and tells of each. `stop` is asked before
+    /// each request; true ends the reading. Returns the bytes that were read.
     pub fn each_frame(
         &mut self,
         pack: &PackRef,

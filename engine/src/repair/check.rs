@@ -142,8 +142,8 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// True if a pack whose ends are right may be relied on. If not, it is noted as hurt: one of its frames is, or it was put
-    /// aside before; then what can be read of it is moved, if that was not done.
+    /// True if a pack whose ends are right may be relied on. If not, it is noted as hurt: one of its frames is, or
+    /// it was put aside before; then what can be read of it is moved, if that was not done.
     fn is_to_be_used(&self, pack: &PackRef, rows: &[TocRow], reader: &mut ChunkReader) -> Result<bool> {
         let mut bad = None;
         if self.repair.options.read_data {

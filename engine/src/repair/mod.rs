@@ -1,7 +1,7 @@
-//! Mends what can be mended of a damaged repository. Rows that no index segment has are taken from the packs' own tables of
-//! contents; what can be read of damaged packs is moved into new ones, and the damaged ones are put aside: nobody relies on
-//! them any more, so that the next backup stores again what the source still has. Nothing that holds data is deleted here.
-//! `docs/CONCURRENCY.md` has the argument why all this may run beside anything else.
+//! Mends what can be mended of a damaged repository. Rows that no index segment has are taken from the packs' own
+//! tables of contents; what can be read of damaged packs is moved into new ones, and the damaged ones are put aside:
+//! nobody relies on them any more, so that the next backup stores again what the source still has. Nothing that
+//! holds data is deleted here. `docs/CONCURRENCY.md` has the argument why all this may run beside anything else.
 //!
 //! ```text
 //!  lease ─► gc/ ─► index (what of it is sound) ─► packs (check.rs) ─► rows (rows.rs) ─► contents of hurt packs (rescue.rs)
@@ -83,8 +83,8 @@ pub struct RepairReport {
     pub aside_before: u64,
     /// Contents that were moved out of hurt packs, and their bytes as stored.
     pub moved: (u64, u64),
-    /// Contents of hurt packs that cannot be read, and are nowhere else. In a dry run, those that are in another hurt pack
-    /// count too.
+    /// Contents of hurt packs that cannot be read, and are nowhere else. In a dry run, those that are in another
+    /// hurt pack count too.
     pub lost: u64,
     /// Packs that are damaged, and of which no index segment tells what is in them: nothing of them can be used.
     pub useless: Lines,
@@ -118,7 +118,8 @@ impl RepairReport {
         self.archived > 0 || self.segments_kept || self.leases.count > 0 || !self.collectors.is_empty()
     }
 
-    /// True if there is damage, mended or not. Rows that were only missing from the index are none: killed backups leave such.
+    /// True if there is damage, mended or not. Rows that were only missing from the index are none: killed backups
+    /// leave such.
     pub fn has_damage(&self) -> bool {
         let found =
             [&self.bad_segments, &self.hurt, &self.useless, &self.points, &self.leases, &self.records];
@@ -178,7 +179,8 @@ impl Repair<'_> {
         let (sound, bad) = Index::load_sound(store, keys, clock, &|| self.go_on())?;
         let bad = note_bad_segments(bad, report)?;
         let sound = sound.excluding(self.gc_state.for_writers());
-        // After the index: what it names was stored before, so what is not there now is lost or was deleted by a collector.
+        // After the index: what it names was stored before, so what is not there now is lost or was deleted by a
+        // collector.
         let checked = check::all(self, &sound, report)?;
         // What hurt packs hold counts as absent from here on.
         let mut excluded = self.gc_state.for_writers();

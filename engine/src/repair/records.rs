@@ -17,9 +17,9 @@ impl Repair<'_> {
         Ok(GcState::load_readable(self.repo.store().as_ref(), self.repo.keys())?.0.deleted())
     }
 
-    /// Removes records that cannot be read, unless a collector is under way that may have read them when they were whole and
-    /// act on them. Whoever comes later finds their packs neither condemned nor decided on, and relies on those that are
-    /// there; what was deleted is lost to it, and is put aside by the next repair.
+    /// Removes records that cannot be read, unless a collector is under way that may have read them when they were
+    /// whole and act on them. Whoever comes later finds their packs neither condemned nor decided on, and relies on
+    /// those that are there; what was deleted is lost to it, and is put aside by the next repair.
     pub(super) fn remove_records(
         &self,
         damaged: Vec<(ObjectId, Error)>,

@@ -1,4 +1,5 @@
-//! Moves what can be read of hurt packs into new ones: opened, checked against its id and sealed again, not compressed again.
+//! Moves what can be read of hurt packs into new ones: opened, checked against its id and sealed again, not
+//! compressed again.
 
 use std::collections::{BTreeMap, HashSet};
 

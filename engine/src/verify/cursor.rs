@@ -1,5 +1,5 @@
-//! How far verifications of a repository came on this machine: a small file in the state directory. It is a hint: without
-//! it, or if it does not fit, a verification begins at the beginning.
+//! How far verifications of a repository came on this machine: a small file in the state directory. It is a hint:
+//! without it, or if it does not fit, a verification begins at the beginning.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Counts how many different numbers there are among any number of them, in little memory: what does not fit is sorted and
-//! written to a file without a name, and merged at the end.
+//! Counts how many different numbers there are among any number of them, in little memory: what does not fit is
+//! sorted and written to a file without a name, and merged at the end.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

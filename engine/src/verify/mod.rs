@@ -1,6 +1,6 @@
-//! Verification: first the index and the packs (their ends, or with `--read-data` every byte), then every manifest down to
-//! the chunks. What is damaged is told by object, and by which byte ranges of which recovery points it hurts. Nothing is
-//! changed. It may be stopped at any time, and goes on where it was.
+//! Verification: first the index and the packs (their ends, or with `--read-data` every byte), then every manifest
+//! down to the chunks. What is damaged is told by object, and by which byte ranges of which recovery points it
+//! hurts. Nothing is changed. It may be stopped at any time, and goes on where it was.
 
 mod cursor;
 mod distinct;
@@ -34,8 +34,8 @@ pub struct VerifyOptions {
     pub points: Vec<RecoveryPoint>,
     /// Read, authenticate, decompress and hash everything in the packs.
     pub read_data: bool,
-    /// With `read_data`: the share of the packs' bytes to read, above 0 and up to 1. Each run reads the packs behind those
-    /// that the last one read, so that 20 runs of 5 % read everything.
+    /// With `read_data`: the share of the packs' bytes to read, above 0 and up to 1. Each run reads the packs behind
+    /// those that the last one read, so that 20 runs of 5 % read everything.
     pub sample: Option<f64>,
     /// Stop after so long.
     pub time_max: Option<Duration>,

@@ -1,5 +1,5 @@
-//! Walks the manifests of recovery points and finds out which byte ranges cannot be restored. What points share is walked
-//! once.
+//! Walks the manifests of recovery points and finds out which byte ranges cannot be restored. What points share is
+//! walked once.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -78,7 +78,8 @@ pub fn check(
 }
 
 impl Walk<'_> {
-    /// Walks one node; what cannot be restored of it is added to `tally`, and returned as ranges from its first byte on.
+    /// Walks one node; what cannot be restored of it is added to `tally`, and returned as ranges from its first byte
+    /// on.
     fn subtree(
         &mut self,
         tree: &mut TreeReader,
