@@ -49,10 +49,27 @@ pub struct GcState {
 impl GcState {
     /// Reads all records: one listing, and one request for each, mostly few.
     pub fn load(store: &dyn Store, keys: &RepoKeys) -> Result<Self> {
+        Self::read_all(store, keys, &mut |_, error| Err(error))
+    }
+
+    /// As [`load`](Self::load); what is damaged is told and left out: for those who look at damage and mend it.
+    pub fn load_readable(store: &dyn Store, keys: &RepoKeys) -> Result<(Self, Vec<(ObjectId, Error)>)> {
+        let mut damaged = Vec::new();
+        let state = Self::read_all(store, keys, &mut |name, error| {
+            damaged.push((name, error));
+            Ok(())
+        })?;
+        // Records that were listed again are told once.
+        damaged.sort_by_key(|(name, _)| *name);
+        damaged.dedup_by_key(|(name, _)| *name);
+        Ok((state, damaged))
+    }
+
+    fn read_all(store: &dyn Store, keys: &RepoKeys, on_damage: &mut OnDamage<'_>) -> Result<Self> {
         let mut tries = 0;
         loop {
             tries += 1;
-            match Self::read_once(store, keys) {
+            match Self::read_once(store, keys, on_damage) {
                 // A record that was listed is gone. If a decision has removed it, the next listing has the decision.
                 Err(Error::Missing { object, .. }) if tries < TRIES => {
                     tracing::debug!("{object} was removed while the records were read");
@@ -62,7 +79,7 @@ impl GcState {
         }
     }
 
-    fn read_once(store: &dyn Store, keys: &RepoKeys) -> Result<Self> {
+    fn read_once(store: &dyn Store, keys: &RepoKeys, on_damage: &mut OnDamage<'_>) -> Result<Self> {
         let mut names = Vec::new();
         store.list(ObjectKind::Collection.prefix(), &mut |key, _| {
             names.extend(key.strip_prefix(ObjectKind::Collection.prefix()).and_then(ObjectId::from_hex));
@@ -73,10 +90,11 @@ impl GcState {
         let mut over: HashSet<String> = HashSet::new();
         for name in names {
             if let Some(number) = decision_number(name) {
-                let decided: Decided = read(store, keys, name, |d: &Decided| &d.id)?;
+                state.next_decision = state.next_decision.max(number.saturating_add(1));
+                let decided = read(store, keys, name, |d: &Decided| &d.id);
+                let Some(decided) = readable(name, decided, on_damage)? else { continue };
                 over.extend(decided.rounds.iter().cloned());
                 state.decided.push((name, decided));
-                state.next_decision = state.next_decision.max(number.saturating_add(1));
             } else if let Some((round, stage)) = split_name(name) {
                 of_round.entry(round).or_default().push(stage);
             }
@@ -85,16 +103,19 @@ impl GcState {
             if stages.contains(&Stage::Decided) {
                 // Programs before the log of decisions named a decision after its one round.
                 let name = stage_name(round, Stage::Decided);
-                let mut decided: Decided = read(store, keys, name, |d: &Decided| &d.id)?;
+                let decided = read(store, keys, name, |d: &Decided| &d.id);
+                state.note_needless(round, &stages);
+                let Some(mut decided) = readable(name, decided, on_damage)? else { continue };
                 decided.rounds.push(round.to_string());
                 state.decided.push((name, decided));
-                state.note_needless(round, &stages);
             } else if over.contains(&round.to_string()) {
                 state.note_needless(round, &stages);
             } else if stages.contains(&Stage::Condemned) {
-                let condemned = read(store, keys, round, |c: &Condemned| &c.id)?;
+                let condemned = read(store, keys, round, |c: &Condemned| &c.id);
+                let Some(condemned) = readable(round, condemned, on_damage)? else { continue };
+                let name = stage_name(round, Stage::Fence);
                 let fence = match stages.contains(&Stage::Fence) {
-                    true => Some(read(store, keys, stage_name(round, Stage::Fence), |f: &Fence| &f.id)?),
+                    true => readable(name, read(store, keys, name, |f: &Fence| &f.id), on_damage)?,
                     false => None,
                 };
                 state.rounds.push(Round { id: round, condemned, fence });
@@ -121,14 +142,25 @@ impl GcState {
         self.rounds.iter().flat_map(|round| &round.condemned.packs).map(|pack| pack.id).collect()
     }
 
-    /// What a reader leaves out.
+    /// Packs that were put aside as damaged or lost: condemned ones that stay condemned while a point needs them.
+    pub fn aside(&self) -> HashSet<ObjectId> {
+        let damaged = self.rounds.iter().filter(|round| round.condemned.damaged);
+        damaged.flat_map(|round| &round.condemned.packs).map(|pack| pack.id).collect()
+    }
+
+    /// What a reader leaves out, and what it uses only where there is nothing else.
     pub fn for_readers(&self) -> Excluded {
-        Excluded { deleted: self.deleted(), ..Excluded::default() }
+        Excluded { deleted: self.deleted(), aside: self.aside(), ..Excluded::default() }
     }
 
     /// What a writer leaves out: all that may be deleted before its recovery point is there.
     pub fn for_writers(&self) -> Excluded {
-        Excluded { deleted: self.deleted(), condemned: self.condemned(), lost: HashSet::new() }
+        Excluded {
+            deleted: self.deleted(),
+            condemned: self.condemned(),
+            lost: HashSet::new(),
+            aside: self.aside(),
+        }
     }
 
     /// Names of all rounds that are not decided, and of all decisions.
@@ -200,6 +232,18 @@ impl Round {
 
     fn knows_all(&self, rounds: &[String]) -> bool {
         !rounds.is_empty() && rounds.iter().all(|round| self.condemned.knows.contains(round))
+    }
+}
+
+/// Is told of a record that is damaged, and decides if that ends the reading.
+type OnDamage<'a> = dyn FnMut(ObjectId, Error) -> Result<()> + 'a;
+
+/// What was read, or `None` if it is damaged and that does not matter to the caller.
+fn readable<T>(name: ObjectId, read: Result<T>, on_damage: &mut OnDamage<'_>) -> Result<Option<T>> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(error @ Error::Damaged { .. }) => on_damage(name, error).map(|()| None),
+        Err(error) => Err(error),
     }
 }
 
@@ -296,6 +340,19 @@ mod tests {
         assert!(state.covers(&told), "its writer knew both rounds");
         state.rounds = vec![first, unaware];
         assert!(!state.covers(&one), "each may have counted on what the other condemned");
+    }
+
+    #[test]
+    fn what_is_put_aside_is_absent_to_writers_and_the_last_resort_of_readers() {
+        let [lost, needless] = [1, 2].map(|n| Pack { kind: ObjectKind::Data, id: ObjectId::new([n; 16]) });
+        let (mut aside, mut other) = (round(10, &[], &[]), round(20, &[], &[]));
+        (aside.condemned.packs, aside.condemned.damaged) = (vec![lost], true);
+        other.condemned.packs = vec![needless];
+        let state = GcState { rounds: vec![aside, other], ..GcState::default() };
+        let (readers, writers) = (state.for_readers(), state.for_writers());
+        assert!(writers.has(&lost.id) && writers.has(&needless.id));
+        assert!(!readers.has(&lost.id) && !readers.has(&needless.id));
+        assert_eq!(readers.aside, HashSet::from([lost.id]));
     }
 
     #[test]

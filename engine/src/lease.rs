@@ -328,6 +328,25 @@ fn renewed_at_ms(name: ObjectId) -> u64 {
     name.unix_ms() + renewals * RENEW_EVERY.as_millis() as u64
 }
 
+/// What is wrong with leases that cannot be read.
+pub fn damaged(store: &dyn Store, keys: &RepoKeys) -> Result<Vec<Error>> {
+    let mut names = Vec::new();
+    store.list(ObjectKind::Lease.prefix(), &mut |key, _| {
+        names.extend(key.strip_prefix(ObjectKind::Lease.prefix()).and_then(ObjectId::from_hex));
+    })?;
+    let mut damaged = Vec::new();
+    for name in names {
+        match read_json(store, keys, ObjectKind::Lease, name, |body: &LeaseBody| &body.id) {
+            Ok(_) => {}
+            Err(error) if error.is_damage() || matches!(error, Error::NewerVersion { .. }) => {
+                damaged.push(error)
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(damaged)
+}
+
 /// All leases there are.
 pub fn list(store: &dyn Store, keys: &RepoKeys) -> Result<Vec<SeenLease>> {
     let mut names = Vec::new();

@@ -20,6 +20,7 @@ pub mod limits;
 pub mod lock;
 pub mod manifest;
 pub mod pack;
+pub mod repair;
 pub mod repo;
 pub mod restore;
 pub mod retention;

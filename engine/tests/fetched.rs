@@ -11,7 +11,7 @@ use penstock_engine::backup::{self, BackupOptions, BackupReport, VolumeSource};
 use penstock_engine::crypto::wrap::AccessKey;
 use penstock_engine::repo::{InitOptions, Repository};
 use penstock_engine::source::{Extents, Fetched, OpenFile, RangeSource, Source, SourceKind};
-use penstock_engine::store::MemoryStore;
+use penstock_engine::store::{Body, MemoryStore, PutOutcome, Span, Store};
 use penstock_engine::{Result, Run};
 
 const BLOCK: u64 = 512 << 10;
@@ -147,4 +147,61 @@ fn only_what_is_there_and_what_changed_is_asked_for() {
     assert_eq!(second.point.volumes[0].root, full.point.volumes[0].root);
     assert_ne!(second.point.volumes[0].root, first.point.volumes[0].root);
     assert_eq!(full.totals.new_bytes, 0);
+}
+
+/// A store behind a bad network: so many of the next answers about data packs are wrong in one bit.
+#[derive(Default)]
+struct Flaky {
+    objects: MemoryStore,
+    lies: AtomicU64,
+}
+
+impl Store for Flaky {
+    fn location(&self) -> &str {
+        "flaky"
+    }
+
+    fn put_new(&self, key: &str, body: Body<'_>) -> Result<PutOutcome> {
+        self.objects.put_new(key, body)
+    }
+
+    fn get(&self, key: &str, span: Span, out: &mut Vec<u8>) -> Result<Option<u64>> {
+        let found = self.objects.get(key, span, out)?;
+        let lies = |n: u64| n.checked_sub(1);
+        if key.starts_with("data/")
+            && self.lies.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lies).is_ok()
+        {
+            out[40] ^= 4;
+        }
+        Ok(found)
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64)) -> Result<()> {
+        self.objects.list(prefix, each)
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        self.objects.delete(key)
+    }
+
+    fn distrust(&self, _key: &str) -> bool {
+        true
+    }
+}
+
+/// Finding: a chunk of the parent was read once, where everybody else reads again before damage is believed.
+#[test]
+fn a_flip_on_the_way_does_not_end_a_backup() {
+    let store = Arc::new(Flaky::default());
+    let key = AccessKey::key_file(vec![7; 40]).unwrap();
+    let repo = Repository::init(store.clone(), &InitOptions::default(), &key).unwrap();
+    let mut image = vec![0; 2 * SEGMENT];
+    blake3::Hasher::new().update(b"day1").finalize_xof().fill(&mut image);
+    back_up(&repo, "web", &image, None);
+    image[SEGMENT + 700_000] ^= 1;
+    store.lies.store(1, Ordering::SeqCst);
+    let (second, _) = back_up(&repo, "web", &image, Some(vec![9 * BLOCK..10 * BLOCK]));
+    assert_eq!(store.lies.load(Ordering::SeqCst), 0, "a chunk of the parent was read");
+    let (full, _) = back_up(&repo, "another", &image, None);
+    assert_eq!(second.point.volumes[0].root, full.point.volumes[0].root);
 }

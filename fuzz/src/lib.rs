@@ -19,15 +19,18 @@ use penstock_engine::compress::{Compressor, Decompressor};
 use penstock_engine::format::config::{Config, KeySlot};
 use penstock_engine::format::header::{HEADER_BYTES, Header, ObjectKind, TRAILER_BYTES, Trailer};
 use penstock_engine::format::index_segment::{
-    PAGE_BYTES, PAGE_ROWS, ROW_BYTES, Tail, decode_page, encode_page, find_in_page,
+    PAGE_BYTES, PAGE_ROWS, ROW_BYTES, Tail, decode_page, encode_page, fence_key, filter_key, find_at_in_page,
 };
+use penstock_engine::format::index_tail::TailView;
 use penstock_engine::format::node::{LEVEL_MAX, Leaf, decode_inner, encode_inner};
 use penstock_engine::format::pack::{TOC_ROW_BYTES, decode_toc, encode_toc};
 use penstock_engine::format::plain;
 use penstock_engine::format::point::RecoveryPoint;
 use penstock_engine::id::PointId;
+use penstock_engine::index::Fences;
 use penstock_engine::limits::{NODE_FANOUT, SEGMENT_BYTES};
 use penstock_engine::source::Extents;
+use xorf::{BinaryFuse8, Filter};
 
 mod seeds;
 
@@ -170,12 +173,23 @@ pub fn pack_toc(data: &[u8]) {
 pub fn index_tail(data: &[u8]) {
     let Some((pages, bytes)) = data.split_at_checked(2) else { return };
     let pages = u32::from(u16::from_le_bytes([pages[0], pages[1]]));
-    let Some(tail) = decoded(Tail::decode(OBJECT, bytes, pages)) else { return };
-    assert_eq!(tail.encode(), bytes);
-    assert_eq!(tail.page_count(), pages as usize);
-    let rows: usize = (0..tail.page_count()).map(|page| tail.rows_in_page(page)).sum();
-    assert_eq!(rows as u64, tail.entries);
-    look_up(&tail);
+    let Some(tail) = decoded(TailView::parse(OBJECT, bytes, pages)) else { return };
+    assert_eq!(tail.fences().len(), pages as usize);
+    look_up(tail, bytes);
+}
+
+/// The tail to be written that `bytes` are of, with its filter as an open segment has it; `None` if its packs are refused.
+fn written(tail: TailView<'_>, bytes: &[u8]) -> Option<Tail> {
+    Some(Tail {
+        entries: tail.entries,
+        packs: tail.packs().map(decoded).collect::<Option<_>>()?,
+        superseded: tail.superseded().collect(),
+        fences: tail.fences().collect(),
+        filter: tail.filter.map(|descriptor| BinaryFuse8 {
+            descriptor,
+            fingerprints: bytes[tail.fingerprints_at..].into(),
+        }),
+    })
 }
 
 /// The filter in the tail of an index segment, whose parts must fit together or else be refused: mutation of whole
@@ -199,25 +213,27 @@ pub fn index_filter(data: &[u8]) {
         tail.extend_from_slice(&word.to_le_bytes());
     }
     tail.extend_from_slice(fingerprints);
-    if let Some(decoded) = decoded(Tail::decode(OBJECT, &tail, 1)) {
-        assert_eq!(decoded.encode(), tail);
-        look_up(&decoded);
+    if let Some(view) = decoded(TailView::parse(OBJECT, &tail, 1)) {
+        look_up(view, &tail);
     }
 }
 
 /// Looks ids up in a tail that was accepted: near its fences, at the ends, and anywhere.
-fn look_up(tail: &Tail) {
+fn look_up(tail: TailView<'_>, bytes: &[u8]) {
+    let Some(tail) = written(tail, bytes) else { return };
+    assert_eq!(tail.encode(), bytes);
     let spread = (0..16u8).map(|n| *blake3::hash(&[n]).as_bytes());
     let edges = [[0; 32], [0xff; 32]].into_iter();
-    let fences = tail.fences.iter().take(16).map(|fence| {
+    let of_fences = tail.fences.iter().take(16).map(|fence| {
         let mut id = [0; 32];
         id[..8].copy_from_slice(&fence.to_be_bytes());
         id
     });
-    for id in spread.chain(edges).chain(fences) {
-        tail.may_contain(&id);
-        let found = tail.pages_for(&id);
-        assert!(found.start <= found.end && found.end <= tail.page_count());
+    let fences = Fences::new(tail.fences.iter().copied());
+    for id in spread.chain(edges).chain(of_fences) {
+        tail.filter.as_ref().map(|filter| filter.contains(&filter_key(&id)));
+        let found = fences.pages_for(fence_key(&id));
+        assert!(found.start <= found.end && found.end <= fences.len());
     }
 }
 
@@ -230,7 +246,7 @@ pub fn index_page(data: &[u8]) {
     page[..bytes].copy_from_slice(&data[..bytes]);
     let some_id: [u8; 32] = page[ROW_BYTES..ROW_BYTES + 32].try_into().expect("32 bytes");
     // In a page without order anything may be found, but only what is there.
-    if let Some(row) = find_in_page(&page, rows, &some_id) {
+    if let Some((_, row)) = find_at_in_page(&page, rows, &some_id) {
         assert_eq!(row.id, some_id);
     }
     let mut decoded_rows = Vec::new();
@@ -240,8 +256,8 @@ pub fn index_page(data: &[u8]) {
     let mut again = [0; PAGE_BYTES];
     encode_page(&decoded, &mut again);
     assert_eq!(again[..decoded.len() * ROW_BYTES], page[..decoded.len() * ROW_BYTES]);
-    for row in &decoded {
-        assert_eq!(find_in_page(&page, rows, &row.id), Some(*row));
+    for (number, row) in decoded.iter().enumerate() {
+        assert_eq!(find_at_in_page(&page, rows, &row.id), Some((number, *row)));
     }
 }
 

@@ -4,7 +4,7 @@ use penstock_engine::compress::Compressor;
 use penstock_engine::format::config::{Config, Encryption, Kdf, KeySlot};
 use penstock_engine::format::header::{Cipher, Header, ObjectKind, Trailer};
 use penstock_engine::format::index_segment::{
-    PAGE_BYTES, PAGE_ROWS, PackRef, Row, Tail, build_filter, encode_page, fence_key,
+    PAGE_BYTES, PAGE_ROWS, PackRef, Row, Tail, build_filter_of, encode_page, fence_key, filter_key,
 };
 use penstock_engine::format::node::{Leaf, NodeRef, Piece, encode_inner};
 use penstock_engine::format::pack::{TocRow, encode_toc};
@@ -116,7 +116,7 @@ fn index_tail(count: usize) -> Vec<u8> {
         packs: vec![pack(1, ObjectKind::Data), pack(2, ObjectKind::Meta)],
         superseded: vec![ObjectId::new([9; 16])],
         fences: rows.chunks(PAGE_ROWS).map(|page| fence_key(&page[0].id)).collect(),
-        filter: build_filter(rows.iter().map(|row| row.id)),
+        filter: build_filter_of(&rows.iter().map(|row| filter_key(&row.id)).collect::<Vec<_>>()),
     };
     [&(tail.fences.len() as u16).to_le_bytes()[..], &tail.encode()].concat()
 }

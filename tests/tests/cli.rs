@@ -8,7 +8,7 @@ use penstock_tests::workdir::{Workdir, files_under, text};
 use penstock_tests::{MIB, compare, image, json};
 
 /// Verbs of this version. A verb that is added to the program is added here.
-const VERBS: [&str; 14] = [
+const VERBS: [&str; 15] = [
     "init",
     "backup",
     "list",
@@ -16,6 +16,7 @@ const VERBS: [&str; 14] = [
     "diff",
     "restore",
     "verify",
+    "repair",
     "copy",
     "forget",
     "stats",

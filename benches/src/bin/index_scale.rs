@@ -142,7 +142,7 @@ fn build(dir: &Path, rows: u64, nights: u64) -> Result<()> {
     }
     println!("{rows} rows of {packs} packs in small segments: {:.1} s", began.elapsed().as_secs_f64());
     let began = Instant::now();
-    let merged = Index::load(store.clone(), keys.clone())?.tidy(Merge::All, &|| false)?;
+    let merged = Index::load(store.clone(), keys.clone())?.tidy(Merge::Rewrite, &|| false)?;
     let seconds = began.elapsed().as_secs_f64();
     println!(
         "merged {} runs into {} parts: {seconds:.1} s, {:.2} million rows/s; peak memory {} MiB",
@@ -177,7 +177,7 @@ fn simulate() -> Result<()> {
         claims.add_durable(pack, rows)?;
     }
     claims.flush()?;
-    Index::load(store.clone(), keys.clone())?.tidy(Merge::All, &|| false)?;
+    Index::load(store.clone(), keys.clone())?.tidy(Merge::Rewrite, &|| false)?;
     println!(
         "streams of duplicates that jump to another place after a run of neighbours, {SIMULATED_PACKS} packs of {PACK_ROWS} chunks"
     );

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use penstock_engine::gc::{self, Amount, GcOptions, GcReport, Waiting};
 use serde::Serialize;
 
@@ -28,7 +28,7 @@ Space comes back in two runs: the first condemns what nothing needs, a later one
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Delete nothing that was not condemned for so long: 24h, 90m, 0s. A restore or verify that began before loses what it has not read yet, if it takes longer
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_grace)]
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = units::parse_duration)]
     grace: Duration,
 
     /// Move so much out of packs of which less than 7/10 is needed, so that they can go; 0 for none
@@ -38,12 +38,6 @@ pub struct Args {
     /// Say what would be done, and do nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
-}
-
-fn parse_grace(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a duration: write it like 24h, 90m or 0s");
-    let parsed: SignedDuration = text.parse().map_err(|_| wrong())?;
-    Duration::try_from(parsed).map_err(|_| wrong())
 }
 
 /// The result of `gc --json`.
@@ -61,6 +55,8 @@ struct Report {
     moved_packs: u64,
     moved_bytes: u64,
     rescued_packs: u64,
+    aside_packs: u64,
+    aside_bytes: u64,
     candidate_packs: u64,
     candidate_bytes: u64,
     waiting: Vec<WaitingReport>,
@@ -114,6 +110,8 @@ fn json(args: &Args, report: &GcReport, duration_ms: u64, spent: Spent) -> Repor
         moved_packs: report.moved.packs,
         moved_bytes: report.moved.bytes,
         rescued_packs: report.rescued.packs,
+        aside_packs: report.aside.packs,
+        aside_bytes: report.aside.bytes,
         candidate_packs: report.candidates.packs,
         candidate_bytes: report.candidates.bytes,
         waiting: report.waiting.iter().map(waiting).collect(),
@@ -164,6 +162,9 @@ fn text(args: &Args, report: &GcReport, duration_ms: u64, spent: Spent) -> Strin
     }
     if report.rescued.packs > 0 {
         facts.add("in use again", amount(report.rescued));
+    }
+    if report.aside.packs > 0 {
+        facts.add("damaged, kept", format!("{}: points need what is in them", amount(report.aside)));
     }
     if report.candidates.packs > 0 {
         facts.add(
@@ -216,7 +217,7 @@ mod tests {
         }
         let json = serde_json::to_value(json(&args, &report, 5, Spent::default())).unwrap();
         assert_eq!(json["waiting"][0]["packs"], 2);
-        assert_eq!(parse_grace("36h").unwrap().as_secs(), 36 * 3600);
-        assert!(parse_grace("-1h").is_err() && parse_grace("soon").is_err());
+        assert_eq!(units::parse_duration("36h").unwrap().as_secs(), 36 * 3600);
+        assert!(units::parse_duration("-1h").is_err() && units::parse_duration("soon").is_err());
     }
 }

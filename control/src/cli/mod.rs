@@ -23,6 +23,7 @@ mod lock;
 mod man;
 mod output;
 mod progress;
+mod repair;
 mod restore;
 mod session;
 mod show;
@@ -76,6 +77,7 @@ enum Verb {
     Diff(diff::Args),
     Restore(restore::Args),
     Verify(verify::Args),
+    Repair(repair::Args),
     Copy(copy::Args),
     Forget(forget::Args),
     Gc(gc::Args),
@@ -98,6 +100,7 @@ impl Verb {
             Verb::Diff(args) => diff::run(args, session),
             Verb::Restore(args) => restore::run(args, session),
             Verb::Verify(args) => verify::run(args, session),
+            Verb::Repair(args) => repair::run(args, session),
             Verb::Copy(args) => copy::run(args, session),
             Verb::Forget(args) => forget::run(args, session),
             Verb::Gc(args) => gc::run(args, session),
@@ -124,6 +127,7 @@ impl Verb {
             Verb::Forget(_) => {
                 "interrupted; what was not removed yet is as it was: the same command continues"
             }
+            Verb::Repair(_) => "interrupted; what was mended stays so, the same command does the rest",
             Verb::Gc(_) => "interrupted; nothing is half done that the next run does not finish",
             Verb::Ec2(args) => args.interrupted_text(),
             Verb::Demo(_) => "interrupted; everything the demo made is removed",
@@ -232,6 +236,8 @@ mod tests {
             "penstock backup --name n",
             "penstock backup a --name n --changed-extents f --no-parent",
             "penstock verify --sample 5%",
+            "penstock verify --read-data --sample 5% --resume",
+            "penstock verify --max-time soon",
             "penstock restore p t --base q --compare",
             "penstock list --workers 0",
             "penstock init --chunk-size 64MB",

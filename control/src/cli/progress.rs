@@ -27,6 +27,8 @@ pub enum Kind {
     Restore,
     /// Reading the repository.
     Verify,
+    /// Reading it and mending it.
+    Repair,
     /// Repository to repository.
     Copy,
     /// Looking at all that is needed.
@@ -324,7 +326,7 @@ fn figures(kind: Kind, sample: &Sample, ended: bool) -> Vec<String> {
             figures.push(format!("read {}", units::size(sample.read)));
             figures.push(format!("sent {}", units::size(sample.stored)));
         }
-        Kind::Verify | Kind::Gc | Kind::Lock => {}
+        Kind::Verify | Kind::Repair | Kind::Gc | Kind::Lock => {}
     }
     if sample.problems > 0 {
         figures.push(units::plural(sample.problems as u64, "problem"));

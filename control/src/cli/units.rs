@@ -63,9 +63,22 @@ pub fn parse_share(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Reads a time span: `24h`, `90m`, `0s`.
+pub fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
+    let wrong = || format!("{text:?} is not a duration: write it like 24h, 90m or 0s");
+    let parsed: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
+    std::time::Duration::try_from(parsed).map_err(|_| wrong())
+}
+
 /// `512 B`, `64 KiB`, `1.5 GiB`: three significant digits.
 pub fn size(bytes: u64) -> String {
     scaled(bytes as f64)
+}
+
+/// `4 MiB`, `1280 KiB`, `17 B`: the number itself, in the largest unit that it is a whole number of.
+pub fn exact(bytes: u64) -> String {
+    let power = if bytes == 0 { 0 } else { (bytes.trailing_zeros() as usize / 10).min(UNITS.len() - 1) };
+    format!("{} {}", bytes >> (10 * power), UNITS[power])
 }
 
 /// Bytes in `ms` milliseconds as `1.25 GiB/s`.
@@ -210,6 +223,16 @@ mod tests {
             (u64::MAX, "16 EiB"),
         ] {
             assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn exact_sizes_lose_nothing() {
+        for (bytes, text) in
+            [(0, "0 B"), (17, "17 B"), (1 << 20, "1 MiB"), (1_310_720, "1280 KiB"), (12 << 40, "12 TiB")]
+        {
+            assert_eq!(exact(bytes), text);
+            assert_eq!(parse_size(text), Ok(bytes));
         }
     }
 

@@ -28,7 +28,7 @@ use std::time::Instant;
 
 pub use level::LevelUse;
 
-use crate::chunker::{ChunkKeys, ChunkParams};
+use crate::chunker::ChunkParams;
 use crate::error::{Error, Result};
 use crate::format::config::Compression;
 use crate::format::header::ObjectKind;
@@ -330,8 +330,8 @@ pub fn run(
 /// Why nothing of the parent is taken on trust.
 fn why_all_is_read(session: &WriteSession<'_>) -> String {
     match session.lost_packs() {
-        0 => "the parent may rely on packs that garbage collection has condemned or deleted: everything is read and looked \
-              up"
+        0 => "the parent may rely on packs that garbage collection has condemned or deleted, or that were put aside as \
+              damaged: everything is read and looked up"
             .into(),
         lost_packs => format!(
             "{lost_packs} packs of the repository are missing or cut short: everything is read, and what they held is \
@@ -443,13 +443,6 @@ fn share(repo: &Repository, claims: Arc<Claims>, options: &BackupOptions, run: &
         resumed_bytes: AtomicU64::new(0),
         archived: AtomicBool::new(false),
     })
-}
-
-impl Shared {
-    fn chunk_keys(&self) -> ChunkKeys {
-        let (block_key, chunk_key, cut_seed) = self.repo.keys.chunker();
-        ChunkKeys { block_key, chunk_key, cut_seed }
-    }
 }
 
 fn bottleneck(shared: &Shared) -> Bottleneck {

@@ -14,9 +14,8 @@ use crate::id::ChunkId;
 use crate::io::{Fetched, OpenFile, RangeSource};
 use crate::limits::IO_ALIGN;
 use crate::manifest::merge_ranges;
-use crate::pack::FrameReader;
+use crate::pack::ChunkReader;
 use crate::source::Source;
-use crate::store::Span;
 
 /// Where a volume with a size is read from.
 #[derive(Clone)]
@@ -130,39 +129,35 @@ fn kept_parts(leaf: &Leaf, range: Range<u32>) -> impl Iterator<Item = Kept> + '_
 /// Reads chunks of the parent.
 #[derive(Default)]
 struct Chunks {
-    frames: Option<FrameReader>,
-    stored: Vec<u8>,
+    reader: Option<ChunkReader>,
     raw: Vec<u8>,
 }
 
 impl Chunks {
     fn read(&mut self, shared: &Shared, kept: &Kept) -> Result<&[u8]> {
-        let id = &kept.id;
-        let at = shared.claims.index().find_to_read(id.as_bytes())?.ok_or_else(|| Error::Missing {
-            object: format!("chunk {id}"),
-            needed_by: "the recovery point that this backup is compared with".into(),
-        })?;
+        let id = kept.id.as_bytes();
+        let at = shared.claims.index().locate(id, "the recovery point that this backup is compared with")?;
         let key = at.pack_key();
         // Once one pack is archived others are, too: no request for each of them.
         if shared.archived.load(Ordering::Relaxed) {
             return Err(Error::Archived { object: key });
         }
-        let span = Span::At { offset: at.offset.into(), len: at.stored_bytes as usize };
-        match shared.repo.store.get(&key, span, &mut self.stored) {
-            Ok(Some(_)) => {}
-            Ok(None) => return Err(Error::Missing { object: key, needed_by: "the index".into() }),
-            Err(error) => {
-                let archived = matches!(error, Error::Archived { .. });
-                shared.archived.fetch_or(archived, Ordering::Relaxed);
-                return Err(error);
-            }
+        if at.raw_bytes != kept.chunk_bytes {
+            let what = format_args!("chunk {} is {} bytes long there", kept.id, at.raw_bytes);
+            return Err(Error::damaged(key, what));
         }
-        self.raw.resize(kept.chunk_bytes as usize, 0);
-        let frames = match &mut self.frames {
-            Some(frames) => frames,
-            slot => slot.insert(FrameReader::new()?),
+        let reader = match &mut self.reader {
+            Some(reader) => reader,
+            slot => {
+                let (store, keys) = (shared.repo.store.clone(), shared.repo.keys.clone());
+                slot.insert(ChunkReader::new(store, keys, shared.chunk_params)?)
+            }
         };
-        frames.read(&shared.repo.keys, &at, id.as_bytes(), &self.stored, &mut self.raw)?;
+        let fetched = reader.fetch(&at, id, &mut self.raw);
+        if matches!(fetched, Err(Error::Archived { .. })) {
+            shared.archived.store(true, Ordering::Relaxed);
+        }
+        fetched?;
         Ok(&self.raw[kept.part.start as usize..kept.part.end as usize])
     }
 }

@@ -40,7 +40,7 @@ pub struct Worker {
 impl Worker {
     /// Prepares a worker.
     pub fn new(shared: Arc<Shared>, packs: Sender<FinishedPack>, events: Sender<Event>) -> Result<Self> {
-        let chunker = Chunker::new(shared.chunk_params, &shared.chunk_keys());
+        let chunker = shared.repo.keys.chunker_for(shared.chunk_params);
         let compressor = Compressor::new(shared.level.level())?;
         let sink = ChunkSink {
             shared: shared.clone(),

@@ -39,21 +39,8 @@ pub enum ChunkerKind {
 }
 
 impl ChunkerKind {
-    /// All kinds, in the order of their ids.
+    /// All kinds.
     pub const ALL: [ChunkerKind; 2] = [ChunkerKind::Block, ChunkerKind::FastCdc];
-
-    /// Number of the kind on disk. **Format:** numbers are only added, never changed.
-    pub const fn id(self) -> u8 {
-        match self {
-            ChunkerKind::Block => 1,
-            ChunkerKind::FastCdc => 2,
-        }
-    }
-
-    /// The kind with this number on disk; `None` if a later version wrote it, or it is damaged.
-    pub fn from_id(id: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.id() == id)
-    }
 
     /// Name on the command line and in the configuration.
     pub const fn name(self) -> &'static str {

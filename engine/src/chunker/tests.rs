@@ -274,13 +274,11 @@ fn parameters_and_kinds() {
         assert!(matches!(error, Error::Invalid { .. }) && error.to_string().contains("16 to 1024 KiB"));
     }
     for kind in ChunkerKind::ALL {
-        assert_eq!(ChunkerKind::from_id(kind.id()), Some(kind));
         assert_eq!(ChunkerKind::from_name(kind.name()), Some(kind));
         let params = ChunkParams::new(kind, CHUNK_TARGET_BYTES_MAX).unwrap();
         assert_eq!((params.min_bytes(), params.max_bytes()), (256 << 10, 4 << 20));
     }
-    assert_eq!((ChunkerKind::Block.id(), ChunkerKind::FastCdc.id()), (1, 2));
-    assert_eq!((ChunkerKind::from_id(0), ChunkerKind::from_name("fixed")), (None, None));
+    assert_eq!(ChunkerKind::from_name("fixed"), None);
     assert_eq!(format!("{KEYS:?}"), "ChunkKeys { .. }");
 }
 

@@ -3,19 +3,16 @@
 use crossbeam::channel::{Receiver, Sender};
 
 use super::{Event, Names, NewOfVolumes, Shared};
-use crate::chunker::{ChunkKeys, Chunker};
+use crate::chunker::Chunker;
 use crate::compress::Compressor;
-use crate::crypto::RepoKeys;
 use crate::error::{Error, Result};
 use crate::format::pack::Codec;
 use crate::format::point::Counts;
 use crate::id::ChunkId;
 use crate::io::PooledBuf;
 use crate::limits::IO_ALIGN;
-use crate::pack::{FinishedPack, FrameReader, Location};
-use crate::repo::Repository;
+use crate::pack::{ChunkReader, FinishedPack, Location};
 use crate::run::Progress;
-use crate::store::Span;
 
 /// A chunk to be read.
 pub struct Frame {
@@ -99,29 +96,24 @@ fn fetch_one(shared: &Shared<'_>, batch: &Batch, buf: &mut PooledBuf) -> Result<
 /// State of one worker thread.
 pub struct Worker<'a> {
     shared: &'a Shared<'a>,
-    frames: FrameReader,
-    /// Names chunks as the source does, and as the destination does; one of them where the keys are the same.
-    source_ids: Chunker,
+    chunks: ChunkReader,
+    /// Names chunks as the destination does; `None` where the keys are the same.
     destination_ids: Option<Chunker>,
     compressor: Option<Compressor>,
     raw: Vec<u8>,
     packed: Vec<u8>,
 }
 
-fn chunker_of(repo: &Repository) -> Result<Chunker> {
-    let keys: &RepoKeys = repo.keys();
-    let (block_key, chunk_key, cut_seed) = keys.chunker();
-    Ok(Chunker::new(repo.chunk_params()?, &ChunkKeys { block_key, chunk_key, cut_seed }))
-}
-
 impl<'a> Worker<'a> {
     /// Prepares a worker.
     pub fn new(shared: &'a Shared<'a>) -> Result<Self> {
+        let (source, destination) = (shared.source, shared.destination);
+        let params = destination.chunk_params()?;
+        let chunks = ChunkReader::new(source.store().clone(), source.keys().clone(), source.chunk_params()?)?;
         Ok(Self {
             shared,
-            frames: FrameReader::new()?,
-            source_ids: chunker_of(shared.source)?,
-            destination_ids: if shared.same_ids { None } else { Some(chunker_of(shared.destination)?) },
+            chunks,
+            destination_ids: (!shared.same_ids).then(|| destination.keys().chunker_for(params)),
             compressor: shared.compress_raw.map(|level| Compressor::new(Some(level))).transpose()?,
             raw: Vec::new(),
             packed: Vec::new(),
@@ -162,7 +154,9 @@ impl<'a> Worker<'a> {
         for frame in &batch.frames {
             let from = (u64::from(frame.at.offset) - batch.from()) as usize;
             let stored = &bytes[from..from + frame.at.stored_bytes as usize];
-            self.open(frame, stored).map_err(|e| e.in_repository(self.shared.source.location()))?;
+            self.raw.resize(frame.at.raw_bytes as usize, 0);
+            let decoded = self.chunks.decode(&frame.at, frame.id.as_bytes(), stored, &mut self.raw);
+            decoded.map_err(|e| e.in_repository(self.shared.source.location()))?;
             let id = match &mut self.destination_ids {
                 Some(chunker) => chunker.chunk_id(&self.raw),
                 None => frame.id,
@@ -187,31 +181,6 @@ impl<'a> Worker<'a> {
         Ok((pairs, counts))
     }
 
-    /// Decodes a frame into `raw`. What a network did to it may not happen again: then it is read once more before it is called damage.
-    fn open(&mut self, frame: &Frame, stored: &[u8]) -> Result<()> {
-        let store = self.shared.source.store();
-        let opened = self.open_once(frame, stored);
-        let key = frame.at.pack_key();
-        if opened.as_ref().is_err_and(Error::is_damage) && store.distrust(&key) {
-            let span = Span::At { offset: u64::from(frame.at.offset), len: frame.at.stored_bytes as usize };
-            let mut again = Vec::new();
-            store.get(&key, span, &mut again)?;
-            return self.open_once(frame, &again);
-        }
-        opened
-    }
-
-    fn open_once(&mut self, frame: &Frame, stored: &[u8]) -> Result<()> {
-        self.raw.resize(frame.at.raw_bytes as usize, 0);
-        let keys = self.shared.source.keys();
-        self.frames.read(keys, &frame.at, frame.id.as_bytes(), stored, &mut self.raw)?;
-        if self.source_ids.chunk_id(&self.raw) != frame.id {
-            let what = format!("the content at byte {} does not have its id", frame.at.offset);
-            return Err(Error::damaged(frame.at.pack_key(), what));
-        }
-        Ok(())
-    }
-
     /// Puts the chunk in `raw` into a pack, unless the destination has it. As it was compressed it goes on: only what a repository without compression held is compressed
     /// here, if the destination compresses.
     fn store(&mut self, id: &ChunkId, packs: &Sender<FinishedPack>) -> Result<Option<u32>> {
@@ -221,7 +190,7 @@ impl<'a> Worker<'a> {
             return Ok(None);
         }
         let raw_bytes = self.raw.len() as u32;
-        let encoded = self.frames.encoded();
+        let encoded = self.chunks.encoded();
         let is_raw = encoded.first() == Some(&(Codec::Raw as u8));
         let frame: &[u8] = match &mut self.compressor {
             Some(compressor) if is_raw => {

@@ -3,6 +3,7 @@
 use zeroize::{Zeroize, Zeroizing};
 
 use super::seal::ObjectKey;
+use crate::chunker::{ChunkKeys, ChunkParams, Chunker};
 use crate::error::{Error, Result};
 use crate::format::header::{Cipher, Header, ObjectKind};
 use crate::format::index_segment::PackRef;
@@ -49,6 +50,12 @@ impl RepoKeys {
     /// What the chunkers are keyed with: block key, chunk key, cut seed.
     pub fn chunker(&self) -> ([u8; 32], [u8; 32], u64) {
         (self.block, self.chunk, self.cut_seed)
+    }
+
+    /// A chunker that cuts and names as this repository does.
+    pub fn chunker_for(&self, params: ChunkParams) -> Chunker {
+        let (block_key, chunk_key, cut_seed) = self.chunker();
+        Chunker::new(params, &ChunkKeys { block_key, chunk_key, cut_seed })
     }
 
     /// Key of the MAC of plain objects.

@@ -42,7 +42,7 @@ impl Writer {
 pub struct LeaseBody {
     /// Its name.
     pub id: String,
-    /// `backup`, `copy` or `gc`.
+    /// `backup`, `copy`, `gc` or `repair`.
     pub purpose: String,
     /// The machine.
     pub host: String,
@@ -139,6 +139,10 @@ pub struct Condemned {
     /// The recovery points that were looked at: none of them needs a pack in `packs`.
     #[serde(with = "points_hex")]
     pub points: Vec<PointId>,
+    /// The packs are damaged or lost and were put aside: all that can be read of them is elsewhere, and the round is
+    /// decided only for those of them that no recovery point needs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub damaged: bool,
 }
 
 /// Second stage: the writers that were under way when the first one could be seen.
@@ -241,11 +245,15 @@ mod tests {
             candidates: Vec::new(),
             knows: vec![id.to_string()],
             points: vec![PointId::at(3).unwrap()],
+            damaged: false,
         };
         let json = serde_json::to_vec(&record).unwrap();
         let object = format!("gc/{id}");
         let read = |object: &str, json: &[u8]| from_json(object, json, |r: &Condemned| &r.id);
         assert_eq!(read(&object, &json).unwrap(), record);
+        assert!(!String::from_utf8_lossy(&json).contains("damaged"), "as programs before wrote it");
+        let aside = Condemned { damaged: true, ..record.clone() };
+        assert_eq!(read(&object, &serde_json::to_vec(&aside).unwrap()).unwrap(), aside);
         assert!(read("gc/00", &json).unwrap_err().is_damage());
         let text = String::from_utf8(json).unwrap();
         for wrong in [text.replace("\"d", "\"x"), text.replace("\"m", "\""), text.replace("packs", "pax")] {

@@ -1,10 +1,9 @@
 //! Index segments: sorted 48-byte rows in sealed 4 KiB pages, and a tail that makes a lookup one page read.
 
 use super::header::{ObjectKind, TAG_BYTES};
-use super::index_tail::TailView;
 use crate::error::{Error, Result};
 use crate::id::ObjectId;
-use xorf::{BinaryFuse8, Filter};
+use xorf::BinaryFuse8;
 
 /// Bytes of a row.
 pub const ROW_BYTES: usize = 48;
@@ -62,12 +61,7 @@ pub fn encode_page(rows: &[Row], page: &mut [u8; PAGE_BYTES]) {
     }
 }
 
-/// The row of `id` in a page that holds `rows` rows.
-pub fn find_in_page(page: &[u8], rows: usize, id: &[u8; 32]) -> Option<Row> {
-    find_at_in_page(page, rows, id).map(|(_, row)| row)
-}
-
-/// As [`find_in_page`], with the row's number in the page.
+/// The row of `id` in a page that holds `rows` rows, and its number in the page.
 pub fn find_at_in_page(page: &[u8], rows: usize, id: &[u8; 32]) -> Option<(usize, Row)> {
     let rows = rows.min(PAGE_ROWS);
     let key = |at: usize| &page[at * ROW_BYTES..at * ROW_BYTES + 32];
@@ -107,7 +101,7 @@ pub struct PackRef {
     pub kind: ObjectKind,
 }
 
-/// Everything but the rows.
+/// Everything but the rows, to be written; it is read by [`TailView`](super::index_tail::TailView).
 #[derive(Clone, Debug)]
 pub struct Tail {
     /// Rows in the segment.
@@ -132,14 +126,8 @@ pub fn fence_key(id: &[u8; 32]) -> u64 {
     u64::from_be_bytes([id[0], id[1], id[2], id[3], id[4], id[5], id[6], id[7]])
 }
 
-/// Builds the filter over sorted ids; `None` in the (practically impossible) case that construction fails, which costs speed only.
-pub fn build_filter(sorted_ids: impl Iterator<Item = [u8; 32]>) -> Option<BinaryFuse8> {
-    let mut keys: Vec<u64> = sorted_ids.map(|id| filter_key(&id)).collect();
-    keys.dedup(); // equal first 8 bytes are neighbours in sorted ids
-    build_filter_of(&keys)
-}
-
-/// As [`build_filter`], from the filter keys, each once.
+/// Builds the filter over the filter keys of ids, each key once; `None` in the (practically impossible) case that
+/// construction fails, which costs speed only.
 pub fn build_filter_of(keys: &[u64]) -> Option<BinaryFuse8> {
     if keys.len() < 2 {
         return None;
@@ -148,29 +136,6 @@ pub fn build_filter_of(keys: &[u64]) -> Option<BinaryFuse8> {
 }
 
 impl Tail {
-    /// Number of pages that hold `entries` rows.
-    pub fn page_count(&self) -> usize {
-        self.entries.div_ceil(PAGE_ROWS as u64) as usize
-    }
-
-    /// Rows in page number `page`.
-    pub fn rows_in_page(&self, page: usize) -> usize {
-        (self.entries.saturating_sub((page * PAGE_ROWS) as u64)).min(PAGE_ROWS as u64) as usize
-    }
-
-    /// False if `id` is certainly not in the segment.
-    pub fn may_contain(&self, id: &[u8; 32]) -> bool {
-        self.filter.as_ref().is_none_or(|filter| filter.contains(&filter_key(id)))
-    }
-
-    /// The pages that may hold `id`: usually one; more only if ids share their first 8 bytes across a page border.
-    pub fn pages_for(&self, id: &[u8; 32]) -> std::ops::Range<usize> {
-        let key = fence_key(id);
-        let end = self.fences.partition_point(|fence| *fence <= key);
-        let start = self.fences[..end].partition_point(|fence| *fence < key);
-        start.saturating_sub(1).min(end)..end
-    }
-
     /// The bytes on disk.
     pub fn encode(&self) -> Vec<u8> {
         let filter_bytes = self.filter.as_ref().map_or(0, |f| DESCRIPTOR_BYTES + f.fingerprints.len());
@@ -210,27 +175,14 @@ impl Tail {
         }
         out
     }
-
-    /// Decodes the tail of a segment with `pages` pages.
-    pub fn decode(object: &str, bytes: &[u8], pages: u32) -> Result<Tail> {
-        let view = TailView::parse(object, bytes, pages)?;
-        Ok(Tail {
-            entries: view.entries,
-            packs: view.packs().collect::<Result<_>>()?,
-            superseded: view.superseded().collect(),
-            fences: view.fences().collect(),
-            filter: view.filter.map(|descriptor| BinaryFuse8 {
-                descriptor,
-                fingerprints: bytes[view.fingerprints_at..].into(),
-            }),
-        })
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::index_tail::TailView;
     use super::*;
     use proptest::prelude::*;
+    use xorf::Filter;
 
     fn rows(count: usize) -> Vec<Row> {
         let mut rows: Vec<Row> = (0..count)
@@ -259,62 +211,46 @@ mod tests {
                 .collect(),
             superseded: vec![ObjectId::new([9; 16])],
             fences: rows.chunks(PAGE_ROWS).map(|page| fence_key(&page[0].id)).collect(),
-            filter: build_filter(rows.iter().map(|r| r.id)),
+            filter: build_filter_of(&rows.iter().map(|r| filter_key(&r.id)).collect::<Vec<_>>()),
         }
     }
 
+    /// The filter as an open segment has it.
+    fn filter_in(view: TailView<'_>, bytes: &[u8]) -> Option<BinaryFuse8> {
+        let fingerprints = bytes[view.fingerprints_at..].into();
+        view.filter.map(|descriptor| BinaryFuse8 { descriptor, fingerprints })
+    }
+
+    fn parse(bytes: &[u8], pages: u32) -> Result<TailView<'_>> {
+        TailView::parse("x", bytes, pages)
+    }
+
     #[test]
-    fn every_row_is_found_through_tail_and_page() {
+    fn what_is_written_is_read_and_every_row_is_in_its_page() {
         for count in [1, 2, 84, 85, 86, 1000] {
             let rows = rows(count);
-            let bytes = tail(&rows).encode();
-            let tail = Tail::decode("x", &bytes, rows.len().div_ceil(PAGE_ROWS) as u32).unwrap();
-            let pages: Vec<[u8; PAGE_BYTES]> = rows
-                .chunks(PAGE_ROWS)
-                .map(|chunk| {
-                    let mut page = [0; PAGE_BYTES];
-                    encode_page(chunk, &mut page);
-                    page
-                })
-                .collect();
-            for row in &rows {
-                assert!(tail.may_contain(&row.id));
-                let found = tail
-                    .pages_for(&row.id)
-                    .find_map(|page| find_in_page(&pages[page], tail.rows_in_page(page), &row.id));
-                assert_eq!(found, Some(*row));
+            let written = tail(&rows);
+            let bytes = written.encode();
+            let view = parse(&bytes, rows.len().div_ceil(PAGE_ROWS) as u32).unwrap();
+            assert_eq!(view.packs().collect::<Result<Vec<_>>>().unwrap(), written.packs);
+            assert_eq!(view.superseded().collect::<Vec<_>>(), written.superseded);
+            assert_eq!(view.fences().collect::<Vec<_>>(), written.fences);
+            let filter = filter_in(view, &bytes);
+            for (page, rows) in rows.chunks(PAGE_ROWS).enumerate() {
+                let mut plain = [0; PAGE_BYTES];
+                encode_page(rows, &mut plain);
+                for (number, row) in rows.iter().enumerate() {
+                    assert!(filter.as_ref().is_none_or(|filter| filter.contains(&filter_key(&row.id))));
+                    assert_eq!(find_at_in_page(&plain, rows.len(), &row.id), Some((number, *row)), "{page}");
+                }
+                assert_eq!(find_at_in_page(&plain, rows.len(), &[0xab; 32]), None);
+                let mut decoded = Vec::new();
+                decode_page("x", &plain, rows.len(), &mut decoded).unwrap();
+                assert_eq!(decoded, rows);
             }
-            let absent = [0xab; 32];
-            assert!(
-                tail.pages_for(&absent).all(|page| find_in_page(
-                    &pages[page],
-                    tail.rows_in_page(page),
-                    &absent
-                )
-                .is_none())
-            );
-            let mut decoded = Vec::new();
-            decode_page("x", &pages[0], tail.rows_in_page(0), &mut decoded).unwrap();
-            assert_eq!(decoded, rows[..count.min(85)]);
             for keep in (0..bytes.len()).step_by(7) {
-                assert!(Tail::decode("x", &bytes[..keep], tail.fences.len() as u32).is_err());
+                assert!(parse(&bytes[..keep], written.fences.len() as u32).is_err());
             }
-        }
-    }
-
-    #[test]
-    fn ids_that_share_their_first_bytes_across_pages_are_found() {
-        let mut rows: Vec<Row> = (0..200u16)
-            .map(|i| {
-                let mut id = [5u8; 32];
-                id[30..].copy_from_slice(&i.to_be_bytes());
-                Row { id, pack_no: 0, offset: 96, stored_bytes: 20, raw_bytes: 3 }
-            })
-            .collect();
-        rows.sort_by_key(|r| r.id);
-        let tail = tail(&rows);
-        for (position, row) in rows.iter().enumerate() {
-            assert!(tail.pages_for(&row.id).contains(&(position / PAGE_ROWS)));
         }
     }
 
@@ -329,15 +265,15 @@ mod tests {
             bytes.extend_from_slice(&n.to_le_bytes());
         }
         bytes.extend_from_slice(&[7; 2]);
-        let error = Tail::decode("x", &bytes, 1).unwrap_err();
+        let error = parse(&bytes, 1).err().unwrap();
         assert!(error.to_string().contains("do not fit together"), "{error}");
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_taken_calmly(bytes in proptest::collection::vec(any::<u8>(), 0..300), pages in 0u32..4, id: [u8; 32]) {
-            if let Ok(tail) = Tail::decode("x", &bytes, pages) {
-                tail.may_contain(&id);
+            if let Ok(view) = parse(&bytes, pages) {
+                filter_in(view, &bytes).map(|filter| filter.contains(&filter_key(&id)));
             }
         }
 
@@ -350,7 +286,9 @@ mod tests {
             bytes.extend_from_slice(&seed.to_le_bytes());
             for n in [length, length.wrapping_sub(1), count] { bytes.extend_from_slice(&n.to_le_bytes()); }
             bytes.extend(std::iter::repeat_n(7, extra));
-            if let Ok(tail) = Tail::decode("x", &bytes, 1) { tail.may_contain(&id); }
+            if let Ok(view) = parse(&bytes, 1) {
+                filter_in(view, &bytes).map(|filter| filter.contains(&filter_key(&id)));
+            }
         }
     }
 }

@@ -26,13 +26,14 @@ pub fn all(
     present: &Present,
     run: &Run,
 ) -> Result<Uses> {
-    let (gone, condemned) = (state.deleted(), state.condemned());
+    let (gone, condemned, aside) = (state.deleted(), state.condemned(), state.aside());
     let nodes = NodeReader::new(repo.store().clone(), repo.keys().clone(), index.clone())?;
     let mut walk = Walk {
         index,
         nodes,
         marks: index.marks(),
         condemned: &condemned,
+        aside: &aside,
         gone: &gone,
         present,
         run,
@@ -70,6 +71,8 @@ struct Walk<'a> {
     nodes: NodeReader,
     marks: Marks,
     condemned: &'a HashSet<ObjectId>,
+    /// Condemned since they are damaged.
+    aside: &'a HashSet<ObjectId>,
     gone: &'a HashSet<ObjectId>,
     present: &'a Present,
     run: &'a Run,
@@ -106,17 +109,20 @@ impl Walk<'_> {
 
     /// True if it was not marked before.
     fn mark(&mut self, id: &[u8; 32], what: &str) -> Result<bool> {
-        let (condemned, gone, present) = (self.condemned, self.gone, self.present);
+        let (condemned, gone, present, aside) = (self.condemned, self.gone, self.present, self.aside);
         // A condemned pack that is there comes before one that was not listed, which may be lost. Merges rank rows alike.
         let rank = |pack: &ObjectId| match () {
             () if gone.contains(pack) => 0,
-            () if !present.has(pack) => 1,
-            () if condemned.contains(pack) => 2,
+            () if aside.contains(pack) => 1,
+            () if !present.has(pack) => 2,
+            () if condemned.contains(pack) => 3,
             () => RANK_BEST,
         };
         match self.index.mark(&mut self.marks, id, &rank)? {
             Marked::New(at) => {
-                if !present.has(&at.pack.id) && self.unlisted.insert(at.pack.id) {
+                // What only a pack has that was put aside is lost; that is known, and no reason to stop.
+                let known_lost = aside.contains(&at.pack.id);
+                if !present.has(&at.pack.id) && !known_lost && self.unlisted.insert(at.pack.id) {
                     self.look_for(&at, what)?;
                 }
                 Ok(true)

@@ -6,6 +6,7 @@
 //!    ──► delete ──► repack (repack.rs) ──► condemn
 //! ```
 
+mod aside;
 mod mark;
 mod packs;
 mod repack;
@@ -96,6 +97,8 @@ pub struct GcReport {
     pub candidates: Amount,
     /// Packs condemned earlier that are in use again.
     pub rescued: Amount,
+    /// Packs that were put aside as damaged and stay, since recovery points need what is only in them.
+    pub aside: Amount,
     /// Packs deleted.
     pub deleted: Amount,
     /// Packs whose needed contents were moved (they are among those condemned), and the bytes moved.
@@ -274,6 +277,7 @@ impl Pass<'_> {
             }
         }
         decidable.retain(|round| !round.condemned.packs.is_empty());
+        self.keep_aside(&state, &mut decidable, &uses, &present)?;
         match self.decide(&state, &decidable, &uses, &present, &points)? {
             Some(packs) => deleted.extend(packs),
             None => return Ok(Passed::Outdated),
@@ -406,7 +410,9 @@ impl Pass<'_> {
             }
             ids.into_iter().try_for_each(|round| self.delete_records(round))?;
         }
-        needed.iter().for_each(|pack| self.report.rescued.add(present.bytes_of(&pack.id)));
+        let aside = state.aside();
+        let rescued = needed.iter().filter(|pack| !aside.contains(&pack.id));
+        rescued.for_each(|pack| self.report.rescued.add(present.bytes_of(&pack.id)));
         Ok(Some(deleted))
     }
 

@@ -78,7 +78,7 @@ impl Claims {
         if let Some(permit) = &self.permit {
             permit()?;
         }
-        self.index.publish(&rows, &packs)?;
+        self.index.publish(&rows, &packs, &[])?;
         // Only now: a claim must not be forgotten before the segment answers for it.
         self.pending.forget(rows.iter().map(|row| &row.id));
         Ok(())

@@ -22,13 +22,24 @@ pub struct Loaded {
     pub superseded: Vec<ObjectId>,
 }
 
-/// Opens all live segments. Those that `known` has are not opened again.
-pub fn load(store: &dyn Store, keys: &RepoKeys, known: &Runs) -> Result<Loaded> {
+/// Is told of a segment that cannot be opened (or of an object with a name that none has), and decides if that ends the
+/// loading.
+pub type OnDamage<'a> = dyn FnMut(Option<ObjectId>, Error) -> Result<()> + 'a;
+
+/// Opens all live segments but those in `skip`, which count as if they were not there. Those that `known` has are not
+/// opened again.
+pub fn load(
+    store: &dyn Store,
+    keys: &RepoKeys,
+    known: &Runs,
+    skip: &HashSet<ObjectId>,
+    on_damage: &mut OnDamage<'_>,
+) -> Result<Loaded> {
     let known: HashMap<ObjectId, &Arc<Segment>> = known.segments().map(|s| (s.id(), s)).collect();
     let mut tries = 0;
     loop {
         tries += 1;
-        match open_all(store, keys, &known) {
+        match open_all(store, keys, &known, skip, on_damage) {
             // Gone between list and open: a merge superseded it, and its result is in the next list.
             Err(Error::Missing { object, .. }) if tries < TRIES => {
                 tracing::debug!("{object} was deleted while the index was opened");
@@ -38,18 +49,30 @@ pub fn load(store: &dyn Store, keys: &RepoKeys, known: &Runs) -> Result<Loaded> 
     }
 }
 
-fn open_all(store: &dyn Store, keys: &RepoKeys, known: &HashMap<ObjectId, &Arc<Segment>>) -> Result<Loaded> {
+/// Names and lengths of all segments, oldest first.
+fn list(store: &dyn Store, on_damage: &mut OnDamage<'_>) -> Result<Vec<(ObjectId, u64)>> {
     let mut names = Vec::new();
     store.list(ObjectKind::Index.prefix(), &mut |key, bytes| names.push((key.to_owned(), bytes)))?;
     let mut listed = Vec::with_capacity(names.len());
     for (object, bytes) in names {
-        let id = object
-            .strip_prefix(ObjectKind::Index.prefix())
-            .and_then(ObjectId::from_hex)
-            .ok_or_else(|| Error::damaged(&object, "its name is not an id"))?;
-        listed.push((id, bytes));
+        match object.strip_prefix(ObjectKind::Index.prefix()).and_then(ObjectId::from_hex) {
+            Some(id) => listed.push((id, bytes)),
+            None => on_damage(None, Error::damaged(&object, "its name is not an id"))?,
+        }
     }
     listed.sort_unstable();
+    Ok(listed)
+}
+
+fn open_all(
+    store: &dyn Store,
+    keys: &RepoKeys,
+    known: &HashMap<ObjectId, &Arc<Segment>>,
+    skip: &HashSet<ObjectId>,
+    on_damage: &mut OnDamage<'_>,
+) -> Result<Loaded> {
+    let mut listed = list(store, on_damage)?;
+    listed.retain(|(id, _)| !skip.contains(id));
     let names: HashSet<ObjectId> = listed.iter().map(|(id, _)| *id).collect();
     let mut superseded = HashSet::new();
     let mut live: Vec<Arc<Segment>> = Vec::new();
@@ -59,7 +82,14 @@ fn open_all(store: &dyn Store, keys: &RepoKeys, known: &HashMap<ObjectId, &Arc<S
         }
         let segment = match known.get(&id) {
             Some(segment) => Arc::clone(segment),
-            None => Arc::new(Segment::open(store, keys, id, bytes, live.last().map(|s| &**s))?),
+            None => match Segment::open(store, keys, id, bytes, live.last().map(|s| &**s)) {
+                Ok(segment) => Arc::new(segment),
+                Err(error @ (Error::Damaged { .. } | Error::NewerVersion { .. })) => {
+                    on_damage(Some(id), error)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            },
         };
         if !segment.superseded().is_empty() && is_whole(id, &names) {
             superseded.extend(segment.superseded());

@@ -34,7 +34,7 @@ pub enum Marked {
 pub type EachRow<'a> = dyn FnMut(&[u8; 32], &Location, bool) -> Result<()> + 'a;
 
 /// The best rank of a pack: see [`Index::mark`].
-pub const RANK_BEST: u8 = 3;
+pub const RANK_BEST: u8 = 4;
 
 impl Index {
     /// No marks yet.

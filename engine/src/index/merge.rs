@@ -37,8 +37,6 @@ pub struct Tidied {
 pub enum Merge {
     /// What the tiers ask for.
     Tiers,
-    /// All runs into one.
-    All,
     /// All runs into one, and also one that is alone: to drop rows of packs that are gone.
     Rewrite,
 }
@@ -48,6 +46,8 @@ pub fn status(excluded: &Excluded, row: &Row, segment: &Segment) -> RowStatus {
     let Some(pack) = segment.packs().get(row.pack_no as usize) else { return RowStatus::Live };
     if excluded.deleted.contains(&pack.id) {
         RowStatus::Deleted
+    } else if excluded.aside.contains(&pack.id) {
+        RowStatus::Aside
     } else if excluded.lost.contains(&pack.id) {
         RowStatus::Lost
     } else if excluded.condemned.contains(&pack.id) {
@@ -137,7 +137,6 @@ impl Index {
 fn choose(how: Merge, runs: &Runs) -> Option<std::ops::Range<usize>> {
     match how {
         Merge::Tiers => plan::choose(&runs.runs().iter().map(Run::rows).collect::<Vec<_>>()),
-        Merge::All => (runs.runs().len() > 1).then_some(0..runs.runs().len()),
         Merge::Rewrite => (!runs.runs().is_empty()).then_some(0..runs.runs().len()),
     }
 }

@@ -1,6 +1,7 @@
 //! Which contents the repository holds, and where: immutable sorted segments, merged as they get many, and per run what it has claimed and stored since.
 
 mod claims;
+mod damage;
 mod fences;
 mod hinted;
 mod load;
@@ -20,6 +21,8 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 pub use claims::{Claims, Permit};
+pub use damage::{BadSegment, RowsOfPacks};
+pub use fences::Fences;
 pub use marks::{Marked, Marks, RANK_BEST};
 pub use merge::{Merge, Tidied};
 pub use pending::Pending;
@@ -36,7 +39,7 @@ use crate::pack::{Location, list_packs};
 use crate::store::{Body, PutOutcome, Store};
 use nearby::Nearby;
 use rows::MergedRows;
-use runs::Runs;
+use runs::{Runs, part_id, run_name};
 
 /// Decrypted pages kept: what is left of the budget by filters and fences, within these bounds.
 const CACHED_PAGES: std::ops::RangeInclusive<usize> = 1024..=4096;
@@ -56,6 +59,9 @@ pub struct Excluded {
     pub lost: HashSet<ObjectId>,
     /// Garbage collection has decided to delete them: merges drop their rows.
     pub deleted: HashSet<ObjectId>,
+    /// They were put aside as damaged: what is in them counts only where it is nowhere else. Writers have them among the
+    /// condemned, too, and so do without them.
+    pub aside: HashSet<ObjectId>,
 }
 
 impl Excluded {
@@ -86,6 +92,8 @@ pub struct Index {
     nearby: Nearby,
     /// Packs that do not count.
     excluded: Excluded,
+    /// Damaged segments that are passed over: see [`load_sound`](Self::load_sound).
+    skipped: HashSet<ObjectId>,
 }
 
 impl Index {
@@ -96,10 +104,21 @@ impl Index {
 
     /// As [`load`](Self::load), with a clock of the caller's.
     pub fn load_in(store: Arc<dyn Store>, keys: Arc<RepoKeys>, clock: Arc<dyn Clock>) -> Result<Self> {
-        let loaded = load::load(store.as_ref(), &keys, &Runs::default())?;
+        let strict = &mut |_, error| Err(error);
+        let loaded = load::load(store.as_ref(), &keys, &Runs::default(), &HashSet::new(), strict)?;
+        Ok(Self::of(store, keys, clock, loaded, HashSet::new()))
+    }
+
+    fn of(
+        store: Arc<dyn Store>,
+        keys: Arc<RepoKeys>,
+        clock: Arc<dyn Clock>,
+        loaded: load::Loaded,
+        skipped: HashSet<ObjectId>,
+    ) -> Self {
         let taken: usize = loaded.runs.segments().map(|segment| segment.memory_bytes()).sum();
         let pages = MEMORY_BYTES.saturating_sub(taken) / 4096;
-        Ok(Self {
+        Self {
             store,
             keys,
             clock,
@@ -110,7 +129,8 @@ impl Index {
             part_rows: merge::PART_ROWS,
             nearby: Nearby::default(),
             excluded: Excluded::default(),
-        })
+            skipped,
+        }
     }
 
     /// A place to read `id` from: that of a row, or one that a pack's table of contents tells. Reading proves it. It is no
@@ -124,7 +144,7 @@ impl Index {
 
     /// Where a table of contents that was read lately says that `id` is. No row need say so.
     fn hint(&self, id: &[u8; 32]) -> Option<Location> {
-        self.nearby.find(id).filter(|location| !self.is_excluded(location))
+        self.nearby.find(id).filter(|location| !self.is_excluded(location) && !self.is_aside(location))
     }
 
     /// As [`find_row`](Self::find_row), and the neighbours of what was found may be read for hints.
@@ -166,24 +186,28 @@ impl Index {
     }
 
     fn find_in(&self, runs: &Runs, first: &Segment, id: &[u8; 32]) -> Result<Option<Location>> {
-        let find = |segment: &Segment| {
-            let found = segment.find(self.store.as_ref(), &self.pages, id)?;
-            Ok(found.filter(|location| !self.is_excluded(location)))
-        };
-        if let Some(location) = find(first)? {
-            return Ok(Some(location));
-        }
-        // Newest first: neighbours in time are neighbours in content, and what was stored again because a pack was lost is found where it is.
-        for segment in runs.candidates(id).filter(|segment| segment.id() != first.id()) {
-            if let Some(location) = find(segment)? {
-                return Ok(Some(location));
+        let mut last_resort = None;
+        // Newest first: neighbours in time are neighbours in content, and what was stored again because a pack was lost is
+        // found where it is.
+        let others =
+            runs.candidates(id).map(|segment| &**segment).filter(|segment| segment.id() != first.id());
+        for segment in std::iter::once(first).chain(others) {
+            match segment.find(self.store.as_ref(), &self.pages, id)? {
+                Some(location) if self.is_excluded(&location) => {}
+                Some(location) if self.is_aside(&location) => last_resort = last_resort.or(Some(location)),
+                Some(location) => return Ok(Some(location)),
+                None => {}
             }
         }
-        Ok(None)
+        Ok(last_resort)
     }
 
     fn is_excluded(&self, location: &Location) -> bool {
         self.excluded.has(&location.pack.id)
+    }
+
+    fn is_aside(&self, location: &Location) -> bool {
+        self.excluded.aside.contains(&location.pack.id)
     }
 
     /// Like [`find_to_read`](Self::find_to_read), but an id that is nowhere is damage.
@@ -202,22 +226,28 @@ impl Index {
         needed_by: &str,
         find: &dyn Fn() -> Result<Option<Location>>,
     ) -> Result<Location> {
+        self.look_twice(find)?.ok_or_else(|| Error::Missing {
+            object: format!("content {}", hex::encode(id)),
+            needed_by: needed_by.to_owned(),
+        })
+    }
+
+    /// As [`find_row`](Self::find_row), but before `None` is believed the list of segments is read again.
+    pub fn find_surely(&self, id: &[u8; 32]) -> Result<Option<Location>> {
+        self.look_twice(&|| self.find_row(id))
+    }
+
+    fn look_twice(&self, find: &dyn Fn() -> Result<Option<Location>>) -> Result<Option<Location>> {
         if let Some(location) = find()? {
-            return Ok(location);
+            return Ok(Some(location));
         }
         // Before anything is called lost: the list may have been read while a merge came and its inputs went.
         let runs = Arc::clone(&self.lock_runs());
         let fresh = *self.reloading.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if fresh.is_none_or(|then| then.elapsed() > LIST_FRESH)
-            && self.reload(&runs)?
-            && let Some(location) = find()?
-        {
-            return Ok(location);
+        if fresh.is_none_or(|then| then.elapsed() > LIST_FRESH) && self.reload(&runs)? {
+            return find();
         }
-        Err(Error::Missing {
-            object: format!("content {}", hex::encode(id)),
-            needed_by: needed_by.to_owned(),
-        })
+        Ok(None)
     }
 
     /// Reads the list of segments again, unless another thread did since `seen` was current. False if it is what it was.
@@ -227,7 +257,8 @@ impl Index {
         if !Arc::ptr_eq(&current, seen) {
             return Ok(true);
         }
-        let loaded = load::load(self.store.as_ref(), &self.keys, &current)?;
+        let strict = &mut |_, error| Err(error);
+        let loaded = load::load(self.store.as_ref(), &self.keys, &current, &self.skipped, strict)?;
         let changed = loaded.runs.listed() != current.listed();
         if changed {
             let mut runs = self.runs.write().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -267,10 +298,14 @@ impl Index {
         Ok(lost.map(|pack| pack.id).collect())
     }
 
-    /// Publishes a segment with these rows and answers from it from now on.
-    fn publish(&self, rows: &[NewRow], packs: &[PackRef]) -> Result<()> {
-        let id = ObjectId::at(self.next_ms())?;
-        let bytes = encode_segment(&self.keys, id, rows, packs, &[])?;
+    /// Publishes a segment with these rows and answers from it from now on. It takes the place of `superseded`.
+    fn publish(&self, rows: &[NewRow], packs: &[PackRef], superseded: &[ObjectId]) -> Result<()> {
+        // Behind those that it supersedes, whatever clock named them.
+        let newest = superseded.iter().map(ObjectId::unix_ms).max().map_or(0, |ms| ms + 1);
+        let id = ObjectId::at(self.next_ms().max(newest))?;
+        // What supersedes is named as the only part of a merge: readers look for parts before they honour it.
+        let id = if superseded.is_empty() { id } else { part_id(run_name(id), 0) };
+        let bytes = encode_segment(&self.keys, id, rows, packs, superseded)?;
         let object = ObjectKind::Index.key(&id.to_string());
         fail::fail_point!("index-before-put");
         if self.store.put_new(&object, Body::Bytes(&bytes))? == PutOutcome::Exists {

@@ -81,6 +81,8 @@ impl RunRows {
 pub enum RowStatus {
     /// Its pack is deleted: it does not count.
     Deleted,
+    /// Its pack was put aside as damaged. It counts if its id has no better one.
+    Aside,
     /// Its pack is missing. It counts if its id has no better one.
     Lost,
     /// Its pack may be deleted. It counts if its id has no better one.

@@ -133,6 +133,11 @@ impl Segment {
         self.id
     }
 
+    /// Its repository key.
+    pub fn object(&self) -> &str {
+        &self.object
+    }
+
     /// Length of the object.
     pub fn bytes(&self) -> u64 {
         self.bytes

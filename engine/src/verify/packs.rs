@@ -1,265 +1,329 @@
 //! Checks packs: that each is there, whole and says of itself what the index says; on request every frame in it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Problems, VerifyOptions, VerifyReport};
-use crate::chunker::{ChunkKeys, ChunkParams, Chunker};
+use super::cursor::{Cursor, Unfinished, pack_of};
+use super::{Look, VerifyReport};
 use crate::error::{Error, Result};
-use crate::format::header::ObjectKind;
 use crate::format::index_segment::PackRef;
 use crate::format::pack::TocRow;
-use crate::id::{NodeId, ObjectId};
+use crate::id::ObjectId;
 use crate::index::Index;
-use crate::pack::{FrameReader, Location, read_contents};
-use crate::repo::Repository;
-use crate::run::{Progress, Run};
-use crate::store::Span;
+use crate::pack::{ChunkReader, Ends, Location, check_ends};
+use crate::run::Progress;
 
-/// Stored bytes read at a time.
-const READ_BYTES: u64 = 8 << 20;
+/// Rows of packs without a readable table of contents that are gathered in one pass over the index: 48 MB.
+const ROWS_MAX: usize = 1 << 20;
+/// A sample takes packs of so many bytes at least: one.
+const SAMPLE_BYTES_MIN: u64 = 1;
 
 /// What is wrong with packs, in the terms of those who need their contents.
 #[derive(Default)]
 pub struct PackState {
     /// Bytes that are there of packs that are shorter than they should be; 0 if gone.
     short: HashMap<ObjectId, u64>,
-    /// Contents whose frames do not decode.
-    bad: HashSet<[u8; 32]>,
+    /// Where frames begin that do not decode, in order.
+    bad: HashMap<ObjectId, Vec<u32>>,
+    /// Packs that were put aside.
+    aside: HashSet<ObjectId>,
 }
 
 impl PackState {
+    /// What an earlier part of the verification found.
+    pub fn of(aside: HashSet<ObjectId>, part: &Unfinished) -> Self {
+        let short = part.short.iter().filter_map(|(pack, bytes)| Some((ObjectId::from_hex(pack)?, *bytes)));
+        let bad = part.bad.iter().filter_map(|(pack, at)| Some((ObjectId::from_hex(pack)?, at.clone())));
+        Self { short: short.collect(), bad: bad.collect(), aside }
+    }
+
     /// True if the content at `at` can be expected to be readable.
-    pub fn is_sound(&self, id: &[u8; 32], at: &Location) -> bool {
-        !self.bad.contains(id) && self.short.get(&at.pack.id).is_none_or(|bytes| at.end() <= *bytes)
+    pub fn is_sound(&self, at: &Location) -> bool {
+        let pack = &at.pack.id;
+        !self.is_aside(at)
+            && self.short.get(pack).is_none_or(|bytes| at.end() <= *bytes)
+            && self.bad.get(pack).is_none_or(|bad| bad.binary_search(&at.offset).is_err())
+    }
+
+    /// True if the pack was put aside.
+    pub fn is_aside(&self, at: &Location) -> bool {
+        self.aside.contains(&at.pack.id)
+    }
+
+    fn keep(&self, part: &mut Unfinished) {
+        part.short = self.short.iter().map(|(pack, bytes)| (pack.to_string(), *bytes)).collect();
+        part.bad = self.bad.iter().map(|(pack, at)| (pack.to_string(), at.clone())).collect();
+    }
+}
+
+/// A pack to be looked at.
+struct Task {
+    pack: PackRef,
+    /// Its frames are read.
+    read: bool,
+}
+
+/// Which of the tasks are done: all up to a number, and some behind it.
+#[derive(Default)]
+struct Done {
+    all_below: usize,
+    ahead: BTreeSet<usize>,
+}
+
+impl Done {
+    fn add(&mut self, number: usize) {
+        self.ahead.insert(number);
+        while self.ahead.remove(&self.all_below) {
+            self.all_below += 1;
+        }
     }
 }
 
 struct Checker<'a> {
-    repo: &'a Repository,
-    run: &'a Run,
-    problems: &'a Problems<'a>,
+    look: &'a Look<'a>,
+    index: &'a Index,
+    tasks: Vec<Task>,
     state: Mutex<PackState>,
+    done: Mutex<Done>,
+    /// Numbers of tasks whose packs do not tell what is in them, and whose frames are to be read.
+    opaque: Mutex<Vec<usize>>,
     read_bytes: AtomicU64,
-    archived_packs: AtomicU64,
-    archived_bytes: AtomicU64,
-    chunk_params: ChunkParams,
+    archived: [AtomicU64; 2],
 }
 
-/// Checks all packs that the index knows.
+/// Checks the packs that the index knows, behind those that an earlier part of the verification checked.
 pub fn check(
-    repo: &Repository,
+    look: &Look<'_>,
     index: &Index,
-    options: &VerifyOptions,
-    run: &Arc<Run>,
-    problems: &Problems<'_>,
+    state: PackState,
+    cursor: &mut Cursor,
+    part: &mut Unfinished,
     report: &mut VerifyReport,
 ) -> Result<PackState> {
-    // Every page of every segment, which also counts.
-    if let Err(error) = index.each_row(&mut |_, _| if run.stopped() { Err(Error::Cancelled) } else { Ok(()) })
-    {
-        problems.note(error)?;
+    let all = index.packs();
+    report.packs_known = all.len() as u64;
+    report.aside_packs = all.iter().filter(|pack| state.aside.contains(&pack.id)).count() as u64;
+    if part.packs_done {
+        return Ok(state);
     }
-    let packs = index.packs();
-    let read: Vec<bool> = packs.iter().map(|_| options.read_data && sampled(options.sample)).collect();
-    if options.read_data {
-        let total = packs.iter().zip(&read).filter(|(_, read)| **read).map(|(p, _)| u64::from(p.bytes)).sum();
-        run.progress.total_bytes.store(total, Ordering::Relaxed);
+    let tasks = tasks(look, &all, &state, cursor, part);
+    drop(all);
+    let read = || tasks.iter().filter(|task| task.read);
+    if look.options.read_data {
+        let bytes = read().map(|task| u64::from(task.pack.bytes)).sum();
+        look.run.progress.total_bytes.store(bytes, Ordering::Relaxed);
     }
     let checker = Checker {
-        repo,
-        run,
-        problems,
-        state: Mutex::default(),
+        look,
+        index,
+        tasks,
+        state: Mutex::new(state),
+        done: Mutex::default(),
+        opaque: Mutex::default(),
         read_bytes: AtomicU64::new(0),
-        archived_packs: AtomicU64::new(0),
-        archived_bytes: AtomicU64::new(0),
-        chunk_params: repo.chunk_params()?,
+        archived: [AtomicU64::new(0), AtomicU64::new(0)],
     };
-    let next = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..options.workers.max(1) {
-            scope.spawn(|| {
-                if let Err(error) = checker.work(&packs, &read, &next) {
-                    run.fail(error);
-                }
-            });
-        }
-    });
-    run.outcome()?;
-    report.packs = packs.len() as u64;
-    report.read_bytes = checker.read_bytes.into_inner();
-    report.archived_packs = checker.archived_packs.into_inner();
-    report.archived_bytes = checker.archived_bytes.into_inner();
-    Ok(checker.state.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    checker.run();
+    let Checker { tasks, state, done, read_bytes, archived, .. } = checker;
+    let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let finished = &tasks[..done.all_below];
+    let last_read = finished.iter().rev().find(|task| task.read);
+    report.packs_read = finished.iter().filter(|task| task.read).count() as u64;
+    part.packs += finished.len() as u64;
+    part.read_bytes += read_bytes.into_inner();
+    let [packs, bytes] = archived.map(AtomicU64::into_inner);
+    part.archived = (part.archived.0 + packs, part.archived.1 + bytes);
+    state.keep(part);
+    if let Some(last) = finished.last().filter(|_| look.options.sample.is_none()) {
+        part.pack = Some(last.pack.id.to_string());
+    }
+    if let Some(last) = last_read.filter(|_| look.options.sample.is_some()) {
+        cursor.sampled = Some(last.pack.id.to_string());
+    }
+    if done.all_below < tasks.len() {
+        look.go_on()?;
+        return Err(Error::Cancelled); // the error that ended it is latched
+    }
+    part.packs_done = true;
+    Ok(state)
 }
 
-/// The same packs for the same share every time would never see the others: the choice is drawn anew at each run.
-fn sampled(share: Option<f64>) -> bool {
-    let Some(share) = share.filter(|share| *share < 1.0) else { return true };
-    let drawn = crate::id::random_bytes::<4>().map_or(0, u32::from_le_bytes);
-    f64::from(drawn) / f64::from(u32::MAX) < share
+/// The packs to look at, in the order in which that is done: of their names, beginning where the last run ended.
+fn tasks(
+    look: &Look<'_>,
+    all: &[PackRef],
+    state: &PackState,
+    cursor: &Cursor,
+    part: &Unfinished,
+) -> Vec<Task> {
+    let packs: Vec<&PackRef> = all.iter().filter(|pack| !state.aside.contains(&pack.id)).collect();
+    let behind =
+        |name: Option<&String>| pack_of(name).map_or(0, |last| packs.partition_point(|pack| pack.id <= last));
+    let read_data = look.options.read_data;
+    let task = |read: bool| move |pack: &&PackRef| Task { pack: **pack, read };
+    let Some(share) = look.options.sample.filter(|share| read_data && *share < 1.0) else {
+        return packs[behind(part.pack.as_ref())..].iter().map(task(read_data)).collect();
+    };
+    // Those to be read come first, so that a run that is stopped has read some of them.
+    let (earlier, later) = packs.split_at(behind(cursor.sampled.as_ref()));
+    let total: u64 = packs.iter().map(|pack| u64::from(pack.bytes)).sum();
+    let mut due = ((total as f64 * share) as u64).max(SAMPLE_BYTES_MIN);
+    later
+        .iter()
+        .chain(earlier)
+        .map(|pack| {
+            let read = due > 0;
+            due = due.saturating_sub(pack.bytes.into());
+            Task { pack: **pack, read }
+        })
+        .collect()
 }
 
 impl Checker<'_> {
-    fn work(&self, packs: &[PackRef], read: &[bool], next: &AtomicUsize) -> Result<()> {
-        let (block_key, chunk_key, cut_seed) = self.repo.keys().chunker();
-        let mut chunker = Chunker::new(self.chunk_params, &ChunkKeys { block_key, chunk_key, cut_seed });
-        let mut frames = FrameReader::new()?;
-        while !self.run.stopped() {
+    fn run(&self) {
+        let run = self.look.run;
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..self.look.options.workers.max(1) {
+                scope.spawn(|| {
+                    if let Err(error) = self.work(&next) {
+                        run.fail(error);
+                    }
+                });
+            }
+        });
+        match self.opaque_packs() {
+            Err(Error::Cancelled) | Ok(()) => {}
+            Err(error) => run.fail(error),
+        }
+    }
+
+    fn reader(&self) -> Result<ChunkReader> {
+        let repo = self.look.repo;
+        ChunkReader::new(repo.store().clone(), repo.keys().clone(), repo.chunk_params()?)
+    }
+
+    fn work(&self, next: &AtomicUsize) -> Result<()> {
+        let mut reader = self.reader()?;
+        while !self.look.is_over() {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some(pack) = packs.get(number) else { break };
-            let checked = self.pack(pack).and_then(|rows| {
-                if !read[number] {
-                    return Ok(());
-                }
+            let Some(task) = self.tasks.get(number) else { break };
+            let Some(rows) = self.ends(number, task)? else { continue };
+            if task.read {
                 // Header and table of contents were read before.
                 let framed: u64 = rows.iter().map(|row| u64::from(row.stored_bytes)).sum();
-                Progress::add(&self.run.progress.done_bytes, u64::from(pack.bytes).saturating_sub(framed));
-                self.frames(pack, &rows, &mut frames, &mut chunker)
-            });
-            if let Err(error) = checked {
-                self.problems.note(error)?;
+                self.progress(u64::from(task.pack.bytes).saturating_sub(framed));
+                self.frames(&task.pack, &rows, &mut reader)?;
+                if self.look.is_over() {
+                    break;
+                }
+            }
+            self.done(number);
+        }
+        Ok(())
+    }
+
+    fn done(&self, number: usize) {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).add(number);
+    }
+
+    fn state(&self) -> MutexGuard<'_, PackState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn progress(&self, bytes: u64) {
+        Progress::add(&self.look.run.progress.done_bytes, bytes);
+    }
+
+    /// Looks at the ends of a pack. Its frames, or none if nothing more is to be done for it.
+    fn ends(&self, number: usize, task: &Task) -> Result<Option<Vec<TocRow>>> {
+        let (repo, pack) = (self.look.repo, &task.pack);
+        match check_ends(repo.store().as_ref(), repo.keys(), pack)? {
+            Ends::Sound(rows) => Ok(Some(rows)),
+            Ends::Archived => {
+                self.archived[0].fetch_add(1, Ordering::Relaxed);
+                self.archived[1].fetch_add(pack.bytes.into(), Ordering::Relaxed);
+                Ok(Some(Vec::new()))
+            }
+            Ends::Hurt { error, bytes, rows } => {
+                self.look.problems.note(error)?;
+                let there = bytes.unwrap_or(0);
+                if there < u64::from(pack.bytes) {
+                    self.state().short.insert(pack.id, there);
+                }
+                // Its contents may still be right where the index says.
+                if task.read && there > 0 && rows.is_none() {
+                    self.opaque.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+                    return Ok(None);
+                }
+                Ok(Some(rows.unwrap_or_default()))
+            }
+        }
+    }
+
+    /// Reads what the index says of packs that do not tell themselves what is in them.
+    fn opaque_packs(&self) -> Result<()> {
+        let opaque = std::mem::take(&mut *self.opaque.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut left: HashMap<ObjectId, usize> =
+            opaque.into_iter().map(|number| (self.tasks[number].pack.id, number)).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        let mut reader = self.reader()?;
+        while !left.is_empty() {
+            let wanted: HashSet<ObjectId> = left.keys().copied().collect();
+            let gathered = self.index.rows_of(&wanted, ROWS_MAX, &|| self.look.go_on())?;
+            if gathered.is_empty() {
+                // No row is of any of them: nobody needs them.
+                left.drain().for_each(|(_, number)| self.done(number));
+            }
+            for (id, (pack, rows)) in gathered {
+                self.frames(&pack, &rows, &mut reader)?;
+                self.look.go_on()?;
+                if let Some(number) = left.remove(&id) {
+                    self.done(number);
+                }
             }
         }
         Ok(())
     }
 
-    /// Header, trailer and table of contents against what the index says of the pack.
-    fn pack(&self, pack: &PackRef) -> Result<Vec<TocRow>> {
-        let key = pack.kind.key(&pack.id.to_string());
-        match read_contents(self.repo.store().as_ref(), self.repo.keys(), pack.kind, pack.id) {
-            Ok((found, rows)) if found == *pack => Ok(rows),
-            Ok((found, _)) => {
-                self.note_length(pack, u64::from(found.bytes));
-                Err(Error::damaged(
-                    key,
-                    format_args!("{} bytes long, {} in the index", found.bytes, pack.bytes),
-                ))
-            }
-            Err(Error::Archived { .. }) => {
-                // Its length is all that can be known. Nothing is thawed for a look.
-                let length = self.repo.store().get(&key, Span::At { offset: 0, len: 0 }, &mut Vec::new())?;
-                if length != Some(u64::from(pack.bytes)) {
-                    self.note_length(pack, length.unwrap_or(0));
-                    let length = length.unwrap_or(0);
-                    return Err(Error::damaged(
-                        key,
-                        format_args!("{length} bytes long, {} in the index", pack.bytes),
-                    ));
-                }
-                self.archived_packs.fetch_add(1, Ordering::Relaxed);
-                self.archived_bytes.fetch_add(u64::from(pack.bytes), Ordering::Relaxed);
-                Ok(Vec::new())
-            }
-            Err(error) if error.is_damage() => {
-                let mut bytes = Vec::new();
-                let length = self.repo.store().get(&key, Span::At { offset: 0, len: 0 }, &mut bytes)?;
-                self.note_length(pack, length.unwrap_or(0));
-                // Its contents may still be right where the index says: they are read without it.
-                if length.is_some() {
-                    self.problems.note(error)?;
-                    return Ok(self.rows_by_index(pack));
-                }
-                Err(error)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn rows_by_index(&self, pack: &PackRef) -> Vec<TocRow> {
-        let mut rows = Vec::new();
-        let Ok(index) = self.repo.index() else { return rows };
-        let walked = index.each_row(&mut |id, at| {
-            if at.pack.id == pack.id {
-                rows.push(TocRow {
-                    id: *id,
-                    offset: at.offset,
-                    stored_bytes: at.stored_bytes,
-                    raw_bytes: at.raw_bytes,
-                });
+    /// Reads and decodes frames of a pack.
+    fn frames(&self, pack: &PackRef, rows: &[TocRow], reader: &mut ChunkReader) -> Result<()> {
+        let (problems, progress) = (self.look.problems, &self.look.run.progress);
+        let mut bad = Vec::new();
+        let read = reader.each_frame(pack, rows, &|| self.look.is_over(), &mut |row, content| {
+            Progress::add(&progress.read_bytes, row.stored_bytes.into());
+            self.progress(row.stored_bytes.into());
+            if let Err(error) = content {
+                bad.push(row.offset);
+                problems.note(error)?;
             }
             Ok(())
         });
-        if let Err(error) = walked {
-            tracing::debug!("index walk: {error}"); // noted already
+        if !bad.is_empty() {
+            bad.sort_unstable();
+            self.state().bad.insert(pack.id, bad);
         }
-        rows.sort_unstable_by_key(|row| row.offset);
-        rows
-    }
-
-    fn note_length(&self, pack: &PackRef, bytes: u64) {
-        if bytes < u64::from(pack.bytes) {
-            self.state().short.insert(pack.id, bytes);
-        }
-    }
-
-    fn state(&self) -> std::sync::MutexGuard<'_, PackState> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// Reads and decodes all frames of a pack.
-    fn frames(
-        &self,
-        pack: &PackRef,
-        rows: &[TocRow],
-        frames: &mut FrameReader,
-        chunker: &mut Chunker,
-    ) -> Result<()> {
-        let key = pack.kind.key(&pack.id.to_string());
-        let (mut stored, mut raw) = (Vec::new(), Vec::new());
-        let mut first = 0;
-        while first < rows.len() && !self.run.stopped() {
-            let start = u64::from(rows[first].offset);
-            let end_of = |row: &TocRow| u64::from(row.offset) + u64::from(row.stored_bytes);
-            let count = rows[first..].partition_point(|row| end_of(row) <= start + READ_BYTES).max(1);
-            let batch = &rows[first..first + count];
-            let len = (batch.last().map_or(start, end_of) - start) as usize;
-            self.repo.store().get(&key, Span::At { offset: start, len }, &mut stored)?;
-            self.read_bytes.fetch_add(stored.len() as u64, Ordering::Relaxed);
-            Progress::add(&self.run.progress.read_bytes, stored.len() as u64);
-            Progress::add(&self.run.progress.done_bytes, stored.len() as u64);
-            for row in batch {
-                let at = Location {
-                    pack: *pack,
-                    offset: row.offset,
-                    stored_bytes: row.stored_bytes,
-                    raw_bytes: row.raw_bytes,
-                };
-                let from = (u64::from(row.offset) - start) as usize;
-                let bytes = stored.get(from..from + row.stored_bytes as usize).unwrap_or(&[]);
-                raw.resize(row.raw_bytes as usize, 0);
-                let mut check = |bytes: &[u8]| {
-                    let read = frames.read(self.repo.keys(), &at, &row.id, bytes, &mut raw);
-                    read.and_then(|()| self.content(pack, row, &raw, chunker))
-                };
-                let mut checked = check(bytes);
-                if checked.as_ref().is_err_and(Error::is_damage) && self.repo.store().distrust(&key) {
-                    // What a network did to it may not happen again: that is no damage of the repository.
-                    let (mut again, len) = (Vec::new(), row.stored_bytes as usize);
-                    self.repo.store().get(&key, Span::At { offset: row.offset.into(), len }, &mut again)?;
-                    checked = check(&again);
-                }
-                if let Err(error) = checked {
-                    self.state().bad.insert(row.id);
-                    self.problems.note(error)?;
-                }
-            }
-            first += count;
-        }
+        self.read_bytes.fetch_add(read?, Ordering::Relaxed);
         Ok(())
     }
+}
 
-    fn content(&self, pack: &PackRef, row: &TocRow, raw: &[u8], chunker: &mut Chunker) -> Result<()> {
-        let right = match pack.kind {
-            ObjectKind::Meta => self.repo.keys().node_id(raw) == NodeId::new(row.id),
-            _ => chunker.chunk_id(raw).as_bytes() == &row.id,
-        };
-        if right {
-            return Ok(());
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_is_known_without_gaps() {
+        let mut done = Done::default();
+        for number in [2, 0, 3] {
+            done.add(number);
         }
-        let key = pack.kind.key(&pack.id.to_string());
-        Err(Error::damaged(key, format_args!("the content at byte {} does not have its id", row.offset)))
+        assert_eq!(done.all_below, 1);
+        done.add(1);
+        assert_eq!((done.all_below, done.ahead.len()), (4, 0));
     }
 }

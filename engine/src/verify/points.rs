@@ -1,152 +1,213 @@
-//! Walks the manifests of recovery points and finds out which byte ranges cannot be restored.
+//! Walks the manifests of recovery points and finds out which byte ranges cannot be restored. What points share is
+//! walked once.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::cursor::{KeptHurt, Unfinished};
+use super::hurt::Tally;
 use super::packs::PackState;
-use super::{Hurt, Problems, VerifyOptions, VerifyReport};
+use super::{Look, hurt::Hurt};
 use crate::error::{Error, Result};
-use crate::format::node::Leaf;
 use crate::format::point::{RecoveryPoint, Volume};
 use crate::id::{NodeId, SegmentNo};
 use crate::index::Index;
 use crate::limits::{NODE_FANOUT, SEGMENT_BYTES};
-use crate::manifest::{TreeReader, merge_ranges};
-use crate::repo::Repository;
-use crate::run::{Progress, Run};
+use crate::manifest::TreeReader;
+use crate::run::Progress;
 
-/// Subtrees remembered as sound; beyond that they are walked again. 32 MB.
-const REMEMBERED_NODES: usize = 512 << 10;
+/// Subtrees remembered, sound or hurt; beyond that they are walked again. 32 MB.
+const REMEMBERED_NODES: usize = 448 << 10;
+/// Hurt ranges remembered of one subtree: of one with more the parts are.
+const REMEMBERED_OF_NODE: usize = 64;
+/// Hurt ranges remembered of all subtrees, 16 MB.
+const REMEMBERED_RANGES: usize = 1 << 20;
+/// Hurt ranges listed of all volumes.
+const LISTED_RANGES: usize = 200_000;
+
+/// What is hurt of a subtree: ranges from its first byte on; `None` if too many to be remembered.
+type Found = Option<Vec<Range<u64>>>;
 
 struct Walk<'a> {
+    look: &'a Look<'a>,
     index: &'a Index,
     state: &'a PackState,
-    run: &'a Run,
-    problems: &'a Problems<'a>,
-    sound: HashSet<NodeId>,
+    known: HashMap<NodeId, Box<[Range<u64>]>>,
+    ranges_left: usize,
     chunks: u64,
-    count_progress: bool,
 }
 
-/// Checks the manifests of `points`.
-#[allow(clippy::too_many_arguments)]
+/// Checks the manifests of `points` that were not walked yet.
 pub fn check(
-    repo: &Repository,
-    index: &Index,
+    look: &Look<'_>,
+    index: &Arc<Index>,
     state: &PackState,
     points: &[RecoveryPoint],
-    options: &VerifyOptions,
-    run: &Arc<Run>,
-    problems: &Problems<'_>,
-    report: &mut VerifyReport,
+    part: &mut Unfinished,
 ) -> Result<()> {
-    let volumes = || points.iter().flat_map(|p| p.volumes.iter().map(move |v| (p, v)));
-    if !options.read_data {
-        run.progress.total_bytes.store(volumes().map(|(_, v)| v.size_bytes).sum(), Ordering::Relaxed);
+    if !look.options.read_data {
+        let bytes = points.iter().flat_map(|p| &p.volumes).map(|v| v.size_bytes).sum();
+        look.run.progress.total_bytes.store(bytes, Ordering::Relaxed);
     }
-    let mut walk = Walk {
-        index,
-        state,
-        run,
-        problems,
-        sound: HashSet::new(),
-        chunks: 0,
-        count_progress: !options.read_data,
-    };
-    for (point, volume) in volumes() {
-        let mut tree = repo.tree(volume.size_bytes, volume.root)?;
-        let mut ranges = Vec::new();
-        walk.subtree(&mut tree, volume, volume.root.level, 0, &mut ranges)?;
-        report.nodes += tree.nodes_read();
-        let ranges = merge_ranges(ranges);
-        if !ranges.is_empty() {
-            let (point, name) = (point.id.clone(), point.name.clone());
-            report.hurt.push(Hurt { point, name, volume: volume.name.clone(), ranges });
+    let mut walk =
+        Walk { look, index, state, known: HashMap::new(), ranges_left: REMEMBERED_RANGES, chunks: 0 };
+    let mut listed: usize = part.hurt.iter().map(|hurt| hurt.ranges.len()).sum();
+    for point in points {
+        if part.walked.contains(&point.id) {
+            walk.progress(point.volumes.iter().map(|v| v.size_bytes).sum());
+            continue;
         }
+        let (mut hurt, mut nodes_read): (Vec<Hurt>, u64) = (Vec::new(), 0);
+        for volume in &point.volumes {
+            let mut tree = look.repo.tree_by_rows(index.clone(), volume.size_bytes, volume.root)?;
+            let mut tally = Tally::default();
+            walk.subtree(&mut tree, volume, volume.root.level, 0, &mut tally)?;
+            nodes_read += tree.nodes_read();
+            let found = tally.end(&point.id, &point.name, &volume.name, LISTED_RANGES.saturating_sub(listed));
+            listed += found.as_ref().map_or(0, |hurt| hurt.ranges.len());
+            hurt.extend(found);
+        }
+        part.nodes += nodes_read;
+        part.chunks += std::mem::take(&mut walk.chunks);
+        part.hurt.extend(hurt.into_iter().map(KeptHurt::of));
+        part.walked.push(point.id.clone());
     }
-    report.chunks = walk.chunks;
     Ok(())
 }
 
 impl Walk<'_> {
-    /// Walks one node; what cannot be restored of it is appended to `hurt`.
+    /// Walks one node; what cannot be restored of it is added to `tally`, and returned as ranges from its first byte
+    /// on.
     fn subtree(
         &mut self,
         tree: &mut TreeReader,
         volume: &Volume,
         level: u8,
         index: u64,
-        hurt: &mut Vec<Range<u64>>,
-    ) -> Result<()> {
-        if self.run.stopped() {
-            return Err(Error::Cancelled);
-        }
+        tally: &mut Tally,
+    ) -> Result<Found> {
+        self.look.go_on()?;
         let span = span_of(volume, level, index);
-        let node = tree.node(level, index)?;
-        let known = node.is_none_or(|id| self.sound.contains(&id));
-        if known {
-            self.progress(span.end - span.start);
-            return Ok(());
-        }
-        let before = hurt.len();
-        let checked = if level == 0 {
-            self.leaf(tree, SegmentNo(index), span.start, hurt)
-        } else {
-            tree.children(level, index).map(<[_]>::len)
-        };
-        match checked {
-            Err(error) => {
-                self.problems.note(error)?;
-                hurt.push(span.clone());
+        let node = match tree.node(level, index)? {
+            None => {
                 self.progress(span.end - span.start);
-                return Ok(());
+                return Ok(Some(Vec::new()));
             }
-            Ok(children) => {
-                for child in 0..children as u64 {
-                    self.subtree(tree, volume, level - 1, index * NODE_FANOUT as u64 + child, hurt)?;
-                }
-            }
+            Some(node) => node,
+        };
+        if let Some(known) = self.known.get(&node) {
+            known.iter().for_each(|range| tally.add(span.start + range.start..span.start + range.end));
+            let known = known.to_vec();
+            self.progress(span.end - span.start);
+            return Ok(Some(known));
         }
+        let found = match level {
+            0 => self.leaf(tree, SegmentNo(index), span.start, tally),
+            _ => self.children(tree, volume, level, index, span.start, tally),
+        };
+        let found = match found {
+            Ok(found) => found,
+            Err(Error::Cancelled) => return Err(Error::Cancelled),
+            Err(error) => {
+                self.look.problems.note(error)?;
+                tally.add(span.clone());
+                Some(std::iter::once(0..span.end - span.start).collect())
+            }
+        };
         if level == 0 {
             self.progress(span.end - span.start);
         }
-        if hurt.len() == before && self.sound.len() < REMEMBERED_NODES {
-            self.sound.extend(node);
+        if let Some(ranges) = &found
+            && self.known.len() < REMEMBERED_NODES
+            && ranges.len() <= self.ranges_left
+        {
+            self.ranges_left -= ranges.len();
+            self.known.insert(node, ranges.as_slice().into());
         }
-        Ok(())
+        Ok(found)
     }
 
-    /// Checks that every chunk of a leaf is where it should be. Returns 0: a leaf has no children.
+    fn children(
+        &mut self,
+        tree: &mut TreeReader,
+        volume: &Volume,
+        level: u8,
+        index: u64,
+        start: u64,
+        tally: &mut Tally,
+    ) -> Result<Found> {
+        let count = tree.children(level, index)?.len() as u64;
+        let mut all: Found = Some(Vec::new());
+        for child in 0..count {
+            let number = index * NODE_FANOUT as u64 + child;
+            let offset = span_of(volume, level - 1, number).start - start;
+            let found = self.subtree(tree, volume, level - 1, number, tally)?;
+            all = match (all, found) {
+                (Some(mut all), Some(found)) => {
+                    for range in found {
+                        push(&mut all, offset + range.start..offset + range.end);
+                    }
+                    (all.len() <= REMEMBERED_OF_NODE).then_some(all)
+                }
+                _ => None,
+            };
+        }
+        Ok(all)
+    }
+
+    /// Checks that every chunk of a leaf is where it should be.
     fn leaf(
         &mut self,
         tree: &mut TreeReader,
         segment: SegmentNo,
         start: u64,
-        hurt: &mut Vec<Range<u64>>,
-    ) -> Result<usize> {
-        let leaf: Leaf = tree.leaf(segment)?;
+        tally: &mut Tally,
+    ) -> Result<Found> {
+        let leaf = tree.leaf(segment)?;
+        let mut hurt = Vec::new();
         for (offset, piece) in leaf.with_offsets() {
             let Some(chunk) = piece.chunk else { continue };
             self.chunks += 1;
-            let range = start + u64::from(offset)..start + u64::from(offset + piece.len);
-            match self.index.locate_newest(chunk.as_bytes(), "a manifest") {
-                Ok(at) if self.state.is_sound(chunk.as_bytes(), &at) => {}
-                Ok(_) => hurt.push(range), // the pack's problem is noted
-                Err(error) => {
-                    self.problems.note(error)?;
-                    hurt.push(range);
+            let id = chunk.as_bytes();
+            match self.index.find_surely(id)? {
+                Some(at) if at.raw_bytes != piece.len => {
+                    let what = format_args!(
+                        "chunk {chunk} has {} bytes there, a manifest says {}",
+                        at.raw_bytes, piece.len
+                    );
+                    self.look.problems.note(Error::damaged(at.pack_key(), what))?;
                 }
+                Some(at) if self.state.is_sound(&at) => continue,
+                // The pack's problem is noted, unless it was put aside: then this is what is left of it.
+                Some(at) if self.state.is_aside(&at) => {
+                    let what = format_args!("chunk {chunk} was in it, and is nowhere else. It was put aside");
+                    self.look.problems.note(Error::damaged(at.pack_key(), what))?;
+                }
+                Some(_) => {}
+                None => self.look.problems.note_lost(id)?,
             }
+            push(&mut hurt, u64::from(offset)..u64::from(offset + piece.len));
         }
-        Ok(0)
+        for range in &hurt {
+            tally.add(start + range.start..start + range.end);
+        }
+        Ok((hurt.len() <= REMEMBERED_OF_NODE).then_some(hurt))
     }
 
     fn progress(&self, bytes: u64) {
-        if self.count_progress {
-            Progress::add(&self.run.progress.done_bytes, bytes);
+        if !self.look.options.read_data {
+            Progress::add(&self.look.run.progress.done_bytes, bytes);
         }
+    }
+}
+
+/// Adds a range behind the others, as one with the last if they touch.
+fn push(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
+    match ranges.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => ranges.push(range),
     }
 }
 
