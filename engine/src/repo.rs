@@ -167,7 +167,14 @@ impl Repository {
         if store.put_new(&ObjectKind::Config.key(""), Body::Bytes(&config_bytes))? == PutOutcome::Exists {
             return Err(taken("a repository"));
         }
-        Ok(Repository { store, config, config_bytes, keys: Arc::new(keys), environment, index: Mutex::new(None) })
+        Ok(Repository {
+            store,
+            config,
+            config_bytes,
+            keys: Arc::new(keys),
+            environment,
+            index: Mutex::new(None),
+        })
     }
 
     /// True if opening needs a passphrase or a key file. Reads the configuration only.
@@ -206,7 +213,8 @@ impl Repository {
         Ok(Repository { store, config, config_bytes: bytes, keys, environment, index: Mutex::new(None) })
     }
 
-    /// Tries that the store never replaces an object by another, which all that writers promise each other rests on; with
+    /// Tries that the store never replaces an object by another, which all that writers promise each other rests on;
+    /// with
     /// `again` even if that was tried from here before.
     pub fn assure_exclusive_puts(&self, again: bool) -> Result<Exclusive> {
         self.store.assure_exclusive(&ObjectKind::Config.key(""), &self.config_bytes, again)

@@ -8,8 +8,8 @@ use crate::store::{Span, Store};
 /// What a frame, or zstd where nothing compresses, adds to its contents at most.
 const FRAMING_BYTES: usize = 64 << 10;
 
-/// Reads a whole object whose contents have at most `plain_bytes_max`; `None` if there is none. What is longer is no such
-/// object, and is not read: nothing of it is authenticated yet.
+/// Reads a whole object whose contents have at most `plain_bytes_max`; `None` if there is none. What is longer is no
+/// such object, and is not read: nothing of it is authenticated yet.
 pub fn get(store: &dyn Store, object: &str, plain_bytes_max: usize) -> Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     let bytes_max = HEADER_BYTES + plain_bytes_max + FRAMING_BYTES + TAG_BYTES + TRAILER_BYTES;

@@ -105,7 +105,8 @@ fn peak_bytes() -> u64 {
 }
 
 /// A part of a merged index has 202 MB: stored, kept in the cache and read, it is never in memory as a whole.
-/// The other tests of this process may run beside it and have 100 MiB and more in memory: they are counted out by a child.
+/// The other tests of this process may run beside it and have 100 MiB and more in memory: they are counted out by a
+/// child.
 #[test]
 fn streamed_objects_are_never_whole_in_memory() {
     if std::env::var_os("PENSTOCK_TEST_STREAMED").is_none() {

@@ -1,5 +1,6 @@
-//! A proxy in front of a server that is far away: both directions have a rate for all connections together, requests take
-//! time to arrive, answers break off. It counts the bytes that pass, and can pretend that a server ignores conditions.
+//! A proxy in front of a server that is far away: both directions have a rate for all connections together, requests
+//! take time to arrive, answers break off. It counts the bytes that pass, and can pretend that a server ignores
+//! conditions.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

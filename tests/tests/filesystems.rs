@@ -1,5 +1,6 @@
-//! Filesystems that lack what ext4 has: locks, exclusive renames, hard links, O_DIRECT, syncs of directories. A repository on
-//! them works, or is refused at once with the reason. What a kernel here does not have is injected into the calls.
+//! Filesystems that lack what ext4 has: locks, exclusive renames, hard links, O_DIRECT, syncs of directories. A
+//! repository on them works, or is refused at once with the reason. What a kernel here does not have is injected into
+//! the calls.
 
 use std::fs;
 use std::path::Path;
@@ -42,7 +43,8 @@ fn works_without(label: &str, calls: &[(&str, &str)]) {
     compare::assert_identical(&disk, &target, label);
 }
 
-/// NFS without a lock daemon, Lustre without its option, some of FUSE. With locks that fail, directories were made for ever.
+/// NFS without a lock daemon, Lustre without its option, some of FUSE. With locks that fail, directories were made
+/// for ever.
 #[test]
 fn locks_that_cannot_be_had() {
     for error in ["ENOLCK", "ENOSYS", "EBADF", "EOPNOTSUPP"] {

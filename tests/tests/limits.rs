@@ -94,7 +94,8 @@ fn sixteen_tebibytes() {
     repo.verify_is_clean();
 }
 
-/// A run that is killed late leaves a journal of 48 bytes for each of 4 million segments: the next one reads it where it is.
+/// A run that is killed late leaves a journal of 48 bytes for each of 4 million segments: the next one reads it where
+/// it is.
 #[test]
 fn a_resumed_backup_of_sixteen_tebibytes() {
     let work = Workdir::new("resumed");

@@ -216,7 +216,8 @@ fn a_service_without_conditional_puts_is_told() {
     repo.command(&["list"]).run().expect(&[code::NO_REPOSITORY]);
 }
 
-/// A service or proxy that drops the condition answers as if all were well: two writers could replace each other's objects.
+/// A service or proxy that drops the condition answers as if all were well: two writers could replace each other's
+/// objects.
 #[test]
 fn a_service_that_ignores_conditions_is_found_out() {
     let work = Workdir::new("faults-replaces");

@@ -1,5 +1,6 @@
-//! Repositories at the other end of a slow, broken or far line: what moves is waited for, what came is kept, and what waits
-//! for round trips goes side by side. Nothing here asserts how long something takes, but for limits that make it last.
+//! Repositories at the other end of a slow, broken or far line: what moves is waited for, what came is kept, and what
+//! waits for round trips goes side by side. Nothing here asserts how long something takes, but for limits that make
+//! it last.
 
 use std::time::Duration;
 
@@ -26,7 +27,8 @@ impl Scene {
     }
 }
 
-/// 512 KiB/s for all uploads together, with limits of silence of a few seconds: an attempt lasts minutes, and is not begun anew.
+/// 512 KiB/s for all uploads together, with limits of silence of a few seconds: an attempt lasts minutes, and is not
+/// begun anew.
 #[test]
 fn a_backup_over_a_slow_uplink_ends_and_sends_little_twice() {
     let scene = Scene::new("slow-up");

@@ -165,11 +165,29 @@ pub struct Far {
     pub s3_patience: Option<u32>,
 
     /// Bytes a second that are sent to the repository at most, as 10MiB
-    #[arg(long, global = true, env = "PENSTOCK_LIMIT_UPLOAD", hide_env_values = true, hide_short_help = true, help_heading = "Global options", value_name = "RATE", value_parser = units::parse_rate)]
+    #[arg(
+        long,
+        global = true,
+        env = "PENSTOCK_LIMIT_UPLOAD",
+        hide_env_values = true,
+        hide_short_help = true,
+        help_heading = "Global options",
+        value_name = "RATE",
+        value_parser = units::parse_rate
+    )]
     pub limit_upload: Option<u64>,
 
     /// Bytes a second that are read from the repository at most
-    #[arg(long, global = true, env = "PENSTOCK_LIMIT_DOWNLOAD", hide_env_values = true, hide_short_help = true, help_heading = "Global options", value_name = "RATE", value_parser = units::parse_rate)]
+    #[arg(
+        long,
+        global = true,
+        env = "PENSTOCK_LIMIT_DOWNLOAD",
+        hide_env_values = true,
+        hide_short_help = true,
+        help_heading = "Global options",
+        value_name = "RATE",
+        value_parser = units::parse_rate
+    )]
     pub limit_download: Option<u64>,
 
     /// Where index and metadata of repositories in object stores are kept [default: cache/ in the state directory]

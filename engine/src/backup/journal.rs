@@ -80,8 +80,8 @@ pub struct Contents {
     pub same_sources: bool,
 }
 
-/// The finished segments of a volume. What is in memory is 8 bytes a segment, 32 MiB for 16 TiB: the rest is read from the
-/// journal when it is asked for.
+/// The finished segments of a volume. What is in memory is 8 bytes a segment, 32 MiB for 16 TiB: the rest is read
+/// from the journal when it is asked for.
 pub struct FinishedSegments {
     /// Which volume.
     pub volume: u16,

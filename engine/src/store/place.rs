@@ -1,5 +1,6 @@
 //! Where a repository is: the one parser of what people type behind `--repo`. What is no repository is refused with the
-//! form to use, before anything is made: a backup that silently goes to a directory called `s3:bucket` protects nothing.
+//! form to use, before anything is made: a backup that silently goes to a directory called `s3:bucket` protects
+//! nothing.
 
 use std::path::{Path, PathBuf};
 
@@ -99,8 +100,8 @@ impl Place {
                 return Err(refused(
                     text,
                     &format!(
-                        "{} is a host, not a bucket. Write {scheme}://bucket/prefix, and --s3-endpoint https://host for a \
-                         service of your own",
+                        "{} is a host, not a bucket. Write {scheme}://bucket/prefix, and --s3-endpoint \
+                         https://host for a service of your own",
                         place.bucket
                     ),
                 ));
@@ -178,8 +179,8 @@ fn with_colon(text: &str, name: &str, rest: &str) -> String {
             let bucket = text.rsplit(':').next().unwrap_or_default();
             format!("an ARN is no URL. Write s3://{bucket}")
         }
-        "b2" => "B2's own API is not spoken here. Write s3://bucket/prefix and --s3-endpoint https://s3.REGION.backblazeb2.com; \
-                 `penstock doctor` tells whether the service can hold a repository"
+        "b2" => "B2's own API is not spoken here. Write s3://bucket/prefix and --s3-endpoint \
+                 https://s3.REGION.backblazeb2.com; `penstock init` tells whether the service can hold a repository"
             .into(),
         "swift" | "rclone" | "rest" => format!("{name}: is another program's. A repository is at {FORMS}"),
         "sftp" | "ssh" | "nfs" | "smb" => format!("{name} is not spoken here: mount it, and give the path"),
@@ -187,11 +188,11 @@ fn with_colon(text: &str, name: &str, rest: &str) -> String {
             let scheme = bucket_scheme(name).unwrap_or_default();
             format!("write {scheme}://{}", without_host(&path().replacen(":/", "/", 1)))
         }
-        _ if name.len() == 1 => "a Windows path is no place for a repository here. A directory called so: write ./ before it".into(),
+        _ if name.len() == 1 => "a Windows path is no place for a repository. A directory called so: write ./ before it".into(),
         _ if name.contains('@') || rest.starts_with('/') => {
-            "that is a path on another host. Mount it, and give the path; or write ./ before it if a directory is called so".into()
+            "that is a path on another host. Mount it, and give the path; or, for a directory called so, write ./ before".into()
         }
-        _ => format!("there is no {name}:. A repository is at {FORMS}; if a directory is called so, write ./ before it"),
+        _ => format!("there is no {name}:. A repository is at {FORMS}; a directory called so is ./{name}:…"),
     }
 }
 

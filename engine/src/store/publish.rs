@@ -38,7 +38,8 @@ fn is_same(one: &Path, other: &Path) -> bool {
     inode(one).is_some_and(|found| inode(other) == Some(found))
 }
 
-/// Finds out, in a directory of this process's own, if the filesystem under `root` can publish at all. A few calls, no sync.
+/// Finds out, in a directory of this process's own, if the filesystem under `root` can publish at all. A few calls,
+/// no sync.
 pub fn probe(root: &Path, dir: &Path) -> Result<()> {
     let (from, to) = (dir.join("probe"), dir.join("probe-2"));
     let touch = |path: &Path| File::create(path).map(drop).map_err(Error::io("create", path.display()));

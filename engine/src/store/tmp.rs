@@ -1,6 +1,6 @@
 //! Temporary files of a local store. Each writing process has a directory of its own under `tmp/` with a locked file in it; a directory whose
-//! lock is free belongs to a dead process and is removed by the next writer. Where the filesystem has no locks, there is no
-//! such file, and a directory in which nothing was written for a day counts as dead.
+//! lock is free belongs to a dead process and is removed by the next writer. Where the filesystem has no locks, there
+//! is no such file, and a directory in which nothing was written for a day counts as dead.
 
 use std::fs::{self, File};
 use std::io;
@@ -135,8 +135,8 @@ impl Swept {
         let place = parent.display();
         if self.unfinished {
             tracing::warn!(
-                "{place} is full of temporary files of dead processes: {} were removed, later runs remove the rest, and \
-                 so does `rm -r {place}` while nothing writes to the repository",
+                "{place} is full of temporary files of dead processes: {} were removed, later runs remove the \
+                 rest, and so does `rm -r {place}` while nothing writes to the repository",
                 self.removed
             );
         } else if self.removed > 0 {
@@ -145,7 +145,8 @@ impl Swept {
     }
 }
 
-/// Removes the directories of dead processes, for at most `time`. Failures are not the caller's concern: nothing ever reads these files.
+/// Removes the directories of dead processes, for at most `time`. Failures are not the caller's concern: nothing ever
+/// reads these files.
 fn sweep(parent: &Path, time: Duration) -> Swept {
     let end = Instant::now() + time;
     let mut swept = Swept::default();

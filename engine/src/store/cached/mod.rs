@@ -98,8 +98,8 @@ impl Cached {
         }
     }
 
-    /// Fetches an object into the cache and gives a part of it; one that is large comes in pieces, so that it is never in
-    /// memory as a whole. What cannot be kept is passed through.
+    /// Fetches an object into the cache and gives a part of it; one that is large comes in pieces, so that it is
+    /// never in memory as a whole. What cannot be kept is passed through.
     fn fetch(&self, key: &str, span: Span, out: &mut Vec<u8>) -> Result<Option<u64>> {
         let first = Span::At { offset: 0, len: FETCH_BYTES };
         let Some(object_bytes) = self.inner.get(key, first, out)? else { return Ok(None) };

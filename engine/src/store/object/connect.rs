@@ -19,8 +19,8 @@ use crate::id::random_bytes;
 use crate::store::metrics::Counters;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many times the limit of silence a connection lives whose bytes are not acknowledged: a receiver that is slow, and
-/// says so, is not dead.
+/// How many times the limit of silence a connection lives whose bytes are not acknowledged: a receiver that is slow,
+/// and says so, is not dead.
 const UNACKNOWLEDGED: u32 = 2;
 
 /// One service behind the traits that are used of it.

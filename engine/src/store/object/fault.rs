@@ -196,9 +196,9 @@ fn advice(kind: Kind, what: &str) -> &'static str {
             "check the network, --s3-endpoint and the proxy; run it again, it continues from what is stored"
         }
         Kind::Unsupported => {
-            "the service does not implement this request. Objects are put only where there is none (If-None-Match: *), which \
-             Amazon S3 and many others know: a service without it cannot hold a repository. If it is the checksum that it \
-             does not know: --s3-checksum off"
+            "the service does not implement this request. Objects are put only where there is none \
+             (If-None-Match: *), which Amazon S3 and many others know: a service without it cannot hold a \
+             repository. If it is the checksum that it does not know: --s3-checksum off"
         }
         Kind::Untrusted => "name the certificate authority by --s3-ca-bundle",
         Kind::Broken => "the service fails: run it again, it continues from what is stored",

@@ -1,5 +1,5 @@
-//! The one place where requests leave: counts each attempt by kind, notes what its answer said beside the body, and sees
-//! bytes move.
+//! The one place where requests leave: counts each attempt by kind, notes what its answer said beside the body, and
+//! sees bytes move.
 
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,7 +26,8 @@ tokio::task_local! {
 #[derive(Debug)]
 pub struct Attempt {
     began: Instant,
-    /// Milliseconds from the beginning to the last sign of life; later than now while it waits for its share of the line.
+    /// Milliseconds from the beginning to the last sign of life; later than now while it waits for its share of the
+    /// line.
     alive_ms: AtomicU64,
     upload_bytes: AtomicU64,
     sent_bytes: AtomicU64,

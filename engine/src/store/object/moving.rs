@@ -1,4 +1,5 @@
-//! Bodies on their way: each piece is noted as a sign of life, and waits for its share of the line where there is a limit.
+//! Bodies on their way: each piece is noted as a sign of life, and waits for its share of the line where there is a
+//! limit.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! The one retry layer: attempts that may take as long as bytes move, full jitter between them, and a budget for the whole run.
+//! The one retry layer: attempts that may take as long as bytes move, full jitter between them, and a budget for the
+//! whole run.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,14 +24,16 @@ const RETRIES_FREE: u64 = 1000;
 const ANSWERS_PER_RETRY: u64 = 5;
 /// A service that never answered is more likely misspelt than down.
 const FIRST_CONTACT: Duration = Duration::from_secs(12);
-/// What lies in buffers on the way at most, when a body was handed over: it is on its way although nothing seems to move.
+/// What lies in buffers on the way at most, when a body was handed over: it is on its way although nothing seems to
+/// move.
 const ON_THE_WAY_BYTES: u64 = 8 << 20;
 /// How long that may take at most.
 const ON_THE_WAY_MAX: Duration = Duration::from_secs(120);
 /// How many times the limit of silence a connection may take nothing while bytes wait for it: its buffer is full, and
 /// the kernel ends it if nobody acknowledges.
 const FULL_BUFFER: u32 = 4;
-/// Bytes of an answer that are kept, so that the next attempt goes on behind them, from which on an attempt was not in vain.
+/// Bytes of an answer that are kept, so that the next attempt goes on behind them, from which on an attempt was not
+/// in vain.
 const GAIN_BYTES: u64 = 1 << 20;
 
 /// How patient a run is.
@@ -87,8 +90,8 @@ impl Retry {
         }
     }
 
-    /// Makes attempts until one has an answer, or it is time to give up. `expired` is told when credentials were too old.
-    /// With `keeps`, what an attempt received is kept by `attempt`, which goes on behind it.
+    /// Makes attempts until one has an answer, or it is time to give up. `expired` is told when credentials were too
+    /// old. With `keeps`, what an attempt received is kept by `attempt`, which goes on behind it.
     pub async fn run<T, F: Future<Output = object_store::Result<T>>>(
         &self,
         counters: &Counters,

@@ -151,8 +151,8 @@ impl ObjectStore {
         }
     }
 
-    /// Puts an object that is there with these very bytes once more: the service must refuse. Were it to replace it, the
-    /// bytes would be the same.
+    /// Puts an object that is there with these very bytes once more: the service must refuse. Were it to replace it,
+    /// the bytes would be the same.
     pub(super) async fn try_exclusive(&self, key: &str, path: &Path, bytes: &[u8]) -> Result<Exclusive> {
         let bytes = Bytes::copy_from_slice(bytes);
         for _ in 0..EXCLUSIVE_TRIES {
@@ -170,10 +170,13 @@ impl ObjectStore {
         Err(Error::Remote {
             action: "store",
             object: self.object(key),
-            why: "the service replaced an object that was there, although it was asked not to (If-None-Match: *)".into(),
-            advice: "writers could replace each other's objects: use a service that keeps conditional puts, as Amazon S3 \
-                     does, and no proxy that drops the header"
+            why: "the service replaced an object that was there, although it was asked not to \
+                  (If-None-Match: *)"
                 .into(),
+            advice:
+                "writers could replace each other's objects: use a service that keeps conditional puts, as \
+                     Amazon S3 does, and no proxy that drops the header"
+                    .into(),
         })
     }
 
