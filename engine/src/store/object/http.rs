@@ -12,6 +12,7 @@ use object_store::client::{
     HttpService,
 };
 
+use super::line::Line;
 use super::moving::{Download, Upload, failed};
 use super::s3::{LockedPut, Signer};
 use crate::store::metrics::Counters;
@@ -26,6 +27,7 @@ tokio::task_local! {
 #[derive(Debug)]
 pub struct Attempt {
     began: Instant,
+    line: Arc<Line>,
     /// Milliseconds from the beginning to the last sign of life; later than now while it waits for its share of the
     /// line.
     alive_ms: AtomicU64,
@@ -37,10 +39,26 @@ pub struct Attempt {
     request_id: Mutex<Option<String>>,
 }
 
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if *self.upload_bytes.get_mut() > 0 {
+            self.line.end();
+        }
+    }
+}
+
 impl Default for Attempt {
     fn default() -> Self {
+        Self::on(Arc::default())
+    }
+}
+
+impl Attempt {
+    /// An attempt that begins now.
+    pub fn on(line: Arc<Line>) -> Self {
         Self {
             began: Instant::now(),
+            line,
             alive_ms: AtomicU64::new(0),
             upload_bytes: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
@@ -50,9 +68,7 @@ impl Default for Attempt {
             request_id: Mutex::new(None),
         }
     }
-}
 
-impl Attempt {
     /// Runs `work` with this note.
     pub async fn note<T>(self: Arc<Self>, work: impl Future<Output = T>) -> T {
         ATTEMPT.scope(self, work).await
@@ -70,12 +86,15 @@ impl Attempt {
 
     /// A body of so many bytes is to be sent.
     pub(super) fn begin_upload(&self, bytes: u64) {
-        self.upload_bytes.store(bytes, Ordering::Relaxed);
+        if bytes > 0 && self.upload_bytes.swap(bytes, Ordering::Relaxed) == 0 {
+            self.line.begin();
+        }
     }
 
     /// The connection took so many bytes.
     pub(super) fn sent(&self, bytes: usize) {
         self.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.line.took(bytes, Instant::now());
         self.alive(Duration::ZERO);
     }
 
@@ -108,6 +127,11 @@ impl Attempt {
     /// Bytes of a body that wait for the connection to take them.
     pub fn unsent_bytes(&self) -> u64 {
         self.upload_bytes.load(Ordering::Relaxed).saturating_sub(self.sent_bytes())
+    }
+
+    /// How long so many bytes that lie in buffers may take, by what the line takes of all uploads.
+    pub fn passes_in(&self, bytes: u64) -> Duration {
+        self.line.passes_in(bytes, Instant::now())
     }
 
     /// Bytes of answers.

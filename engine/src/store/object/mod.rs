@@ -5,6 +5,7 @@ mod connect;
 mod fault;
 mod http;
 mod limit;
+mod line;
 mod moving;
 mod options;
 mod retry;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::fault::{Fault, Kind};
 use super::http::Attempt;
 use super::limit::Limiter;
+use super::line::Line;
 use crate::id::random_bytes;
 use crate::store::metrics::Counters;
 
@@ -56,6 +57,7 @@ impl Default for Patience {
 pub struct Retry {
     patience: Patience,
     limiter: Limiter,
+    line: Arc<Line>,
     answered: AtomicU64,
     retried: AtomicU64,
     last_answer: Mutex<Option<Instant>>,
@@ -84,6 +86,7 @@ impl Retry {
         Self {
             patience,
             limiter: Limiter::new(at_a_time),
+            line: Arc::default(),
             answered: AtomicU64::new(0),
             retried: AtomicU64::new(0),
             last_answer: Mutex::new(None),
@@ -105,7 +108,7 @@ impl Retry {
             (attempts, in_vain) = (attempts + 1, in_vain + 1);
             let silence = self.patience.attempt.saturating_mul(1 << timeouts.min(4));
             let slot = self.limiter.slot().await;
-            let note = Arc::new(Attempt::default());
+            let note = Arc::new(Attempt::on(self.line.clone()));
             let result = watched(&note, silence, note.clone().note(attempt())).await;
             drop(slot);
             let fault = match result {
@@ -186,11 +189,15 @@ fn bearable(note: &Attempt, silence: Duration) -> Duration {
     if note.unsent_bytes() > 0 && note.sent_bytes() > 0 {
         return silence.saturating_mul(FULL_BUFFER);
     }
-    // The last bytes pass at the rate of all before them, as far as buffers let that be seen.
+    // The last bytes pass at the rate of all before them, as far as buffers let that be seen; a small body that was taken
+    // at once waits behind what others send.
     let took = note.alive_at().saturating_duration_since(note.began());
     let on_the_way = match note.sent_bytes() {
         0 => Duration::ZERO,
-        sent => took.mul_f64(ON_THE_WAY_BYTES.min(sent) as f64 / sent as f64),
+        sent => {
+            let bytes = ON_THE_WAY_BYTES.min(sent);
+            took.mul_f64(bytes as f64 / sent as f64).max(note.passes_in(bytes))
+        }
     };
     silence + on_the_way.min(ON_THE_WAY_MAX)
 }
