@@ -19,7 +19,7 @@ use penstock_engine::format::pack::TocRow;
 use penstock_engine::id::{ChunkId, ObjectId};
 use penstock_engine::index::{Claims, Index};
 use penstock_engine::io::{BufPool, IoEngineChoice, choose};
-use penstock_engine::store::{Body, MemoryStore};
+use penstock_engine::store::{Body, Limits, MemoryStore, Place};
 use zeroize::Zeroizing;
 
 const SEGMENT: usize = 4 << 20;
@@ -182,7 +182,8 @@ fn devices(c: &mut Criterion) {
     group
         .bench_function("restore_write", |b| b.iter(|| restore_cost::write_volume(&volume, VOLUME).unwrap()));
 
-    let store = penstock_engine::store::open(&dir.path().join("repo").display().to_string(), true).unwrap();
+    let store =
+        penstock_engine::store::open(&Place::Dir(dir.path().join("repo")), true, &Limits::default()).unwrap();
     store.set_io_engine(choose(IoEngineChoice::Auto).unwrap().0);
     let pool = BufPool::new(1, PACK);
     group.throughput(Throughput::Bytes(PACK as u64));

@@ -15,7 +15,7 @@ use penstock_engine::limits::SEGMENT_BYTES;
 use penstock_engine::pack::{PackBuilder, pack_buffer_bytes};
 use penstock_engine::repo::Repository;
 use penstock_engine::source::{self, OpenOptions};
-use penstock_engine::store::{Body, Store};
+use penstock_engine::store::{Body, Limits, Place, Store};
 
 use crate::Outcome;
 use crate::meter::{Used, best_cpu_of, best_of, measure};
@@ -205,7 +205,7 @@ fn write_packs(repo: &Repository) -> Outcome<(f64, Used)> {
     let pool = BufPool::new(PACK_WRITERS, pack_bytes);
     let engine = choose(IoEngineChoice::Auto)?.0;
     best_of(|| {
-        let store = penstock_engine::store::open(&beside.display().to_string(), true)?;
+        let store = penstock_engine::store::open(&Place::Dir(beside.clone()), true, &Limits::default())?;
         store.set_io_engine(engine);
         let result = measure(|| {
             std::thread::scope(|scope| {

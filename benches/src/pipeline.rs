@@ -9,13 +9,14 @@ use penstock_engine::crypto::wrap::AccessKey;
 use penstock_engine::repo::{InitOptions, Repository};
 use penstock_engine::restore::{self, RestoreOptions, RestoreTarget};
 use penstock_engine::source::{self, OpenOptions};
+use penstock_engine::store::{Limits, Place};
 
 use crate::Outcome;
 use crate::meter::{Used, measure};
 
 /// A new repository with encryption in `dir`, which must not exist.
 pub fn new_repository(dir: &Path) -> Outcome<Repository> {
-    let store = penstock_engine::store::open(&dir.display().to_string(), true)?;
+    let store = penstock_engine::store::open(&Place::Dir(dir.to_owned()), true, &Limits::default())?;
     Ok(Repository::init(store, &InitOptions::default(), &AccessKey::passphrase("roofline"))?)
 }
 

@@ -6,6 +6,7 @@ use std::io::Read;
 
 use crate::crypto::RepoKeys;
 use crate::error::{Error, Result};
+use crate::fan;
 use crate::format::collection::{
     Condemned, Decided, Fence, Pack, RECORD_BYTES_MAX, Stage, decision_name, decision_number, from_json,
     split_name, stage_name,
@@ -15,7 +16,7 @@ use crate::format::point::RecoveryPoint;
 use crate::id::{ObjectId, PointId};
 use crate::index::Excluded;
 use crate::sealed;
-use crate::store::{Body, PutOutcome, Span, Store, reread};
+use crate::store::{Body, PutOutcome, Store, reread};
 
 /// Times that the records are listed again because one was gone when it was read.
 const TRIES: usize = 8;
@@ -88,16 +89,21 @@ impl GcState {
         let mut state = Self::default();
         let mut of_round: BTreeMap<ObjectId, Vec<Stage>> = BTreeMap::new();
         let mut over: HashSet<String> = HashSet::new();
+        let mut decisions = Vec::new();
         for name in names {
             if let Some(number) = decision_number(name) {
+                decisions.push(name);
                 state.next_decision = state.next_decision.max(number.saturating_add(1));
-                let decided = read(store, keys, name, |d: &Decided| &d.id);
-                let Some(decided) = readable(name, decided, on_damage)? else { continue };
-                over.extend(decided.rounds.iter().cloned());
-                state.decided.push((name, decided));
             } else if let Some((round, stage)) = split_name(name) {
                 of_round.entry(round).or_default().push(stage);
             }
+        }
+        let one = |name: &ObjectId| read(store, keys, *name, |d: &Decided| &d.id);
+        let read_decisions = fan::map(&decisions, store.habits().parallel_reads, |_| false, one);
+        for (name, decided) in decisions.into_iter().zip(read_decisions) {
+            let Some(decided) = readable(name, decided, on_damage)? else { continue };
+            over.extend(decided.rounds.iter().cloned());
+            state.decided.push((name, decided));
         }
         for (round, stages) in of_round {
             if stages.contains(&Stage::Decided) {
@@ -260,6 +266,12 @@ fn read<T: serde::de::DeserializeOwned>(
     })
 }
 
+/// What is read of an object before anything of it is authenticated: names of packs are random, so records compress to
+/// about half, and leases are small.
+fn stored_bytes_max(kind: ObjectKind) -> usize {
+    if kind == ObjectKind::Lease { 64 << 10 } else { RECORD_BYTES_MAX / 2 }
+}
+
 /// Reads a sealed JSON object; `None` if there is none.
 pub fn read_json<T: serde::de::DeserializeOwned>(
     store: &dyn Store,
@@ -270,10 +282,7 @@ pub fn read_json<T: serde::de::DeserializeOwned>(
 ) -> Result<Option<T>> {
     let object = kind.key(&name.to_string());
     reread(store, &object, || {
-        let mut bytes = Vec::new();
-        if store.get(&object, Span::All, &mut bytes)?.is_none() {
-            return Ok(None);
-        }
+        let Some(mut bytes) = sealed::get(store, &object, stored_bytes_max(kind))? else { return Ok(None) };
         let packed = sealed::decode(keys, &object, kind, *name.as_bytes(), &mut bytes)?;
         let mut json = Vec::new();
         zstd::Decoder::new(&packed[..])

@@ -9,6 +9,7 @@ use crossbeam::channel::{Sender, bounded};
 use crate::crypto::RepoKeys;
 use crate::environment::{Environment, Pause, ProcessId, ProcessState};
 use crate::error::{Error, Result};
+use crate::fan;
 use crate::format::collection::{LeaseBody, WRITER_BYTES, Writer};
 use crate::format::header::ObjectKind;
 use crate::gc_state::{put_json, read_json};
@@ -355,10 +356,13 @@ pub fn list(store: &dyn Store, keys: &RepoKeys) -> Result<Vec<SeenLease>> {
     })?;
     names.sort_unstable();
     let mut seen = Vec::new();
+    let read =
+        |name: &ObjectId| read_json(store, keys, ObjectKind::Lease, *name, |body: &LeaseBody| &body.id);
+    let mut bodies = fan::map(&names, store.habits().parallel_reads, |_| false, read).into_iter();
     for of_writer in names.chunk_by(|one, other| Writer::of(*one) == Writer::of(*other)) {
         let mut body = None;
-        for name in of_writer {
-            match read_json(store, keys, ObjectKind::Lease, *name, |body: &LeaseBody| &body.id) {
+        for of_name in bodies.by_ref().take(of_writer.len()) {
+            match of_name {
                 Ok(Some(read)) => body = Some(read),
                 Ok(None) => {}
                 Err(error) if error.is_damage() || matches!(error, Error::NewerVersion { .. }) => {

@@ -8,6 +8,7 @@ pub mod crypto;
 pub mod diff;
 pub mod environment;
 pub mod error;
+mod fan;
 pub mod forget;
 pub mod format;
 pub mod gc;

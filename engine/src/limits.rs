@@ -32,3 +32,30 @@ pub const PACK_BYTES_DEFAULT: u32 = 32 << 20;
 pub const PACK_BYTES_MIN: u32 = 8 << 20;
 /// See [`PACK_BYTES_DEFAULT`]. Also the bound decoders hold a pack's table of contents against.
 pub const PACK_BYTES_MAX: u32 = 256 << 20;
+
+/// Descriptors that are for everything but connections and cached files: sources, targets, rings, pipes, logs.
+const DESCRIPTORS_KEPT: f64 = 24.0;
+
+/// How many descriptors a part of the program may hold that can do with fewer: a share of what the process may open.
+/// At least 2.
+pub fn descriptors_for(share: f64) -> usize {
+    let max = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
+    descriptors_of(max, share)
+}
+
+fn descriptors_of(max: u64, share: f64) -> usize {
+    (((max as f64 - DESCRIPTORS_KEPT) * share) as usize).max(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_descriptors_are_shared() {
+        assert_eq!(
+            (descriptors_of(64, 0.25), descriptors_of(1024, 0.25), descriptors_of(16, 0.25)),
+            (10, 250, 2)
+        );
+    }
+}

@@ -9,6 +9,7 @@ use crate::crypto::keys::{MasterKey, random_master_key};
 use crate::crypto::wrap::{AccessKey, unwrap, wrap};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
+use crate::fan;
 use crate::format::config::{Config, Encryption, Kdf, KeySlot};
 use crate::format::header::{Cipher, ObjectKind};
 use crate::format::pack::Codec;
@@ -21,7 +22,7 @@ use crate::lease::Lease;
 use crate::limits::{CHUNK_TARGET_BYTES_DEFAULT, PACK_BYTES_DEFAULT};
 use crate::manifest::{NodeReader, TreeReader};
 use crate::sealed;
-use crate::store::{Body, PutOutcome, Requests, Span, Store, reread};
+use crate::store::{Body, Exclusive, PutOutcome, Requests, Span, Store, reread};
 use crate::write_session::WriteSession;
 
 /// Objects worth keeping on local disk where the store is far away: small, immutable, and read by every run. Their names are random, so they never stand for other bytes.
@@ -53,6 +54,8 @@ const LISTED_TRIES: u32 = 3;
 pub struct Repository {
     store: Arc<dyn Store>,
     config: Config,
+    /// As stored.
+    config_bytes: Vec<u8>,
     keys: Arc<RepoKeys>,
     environment: Environment,
     index: Mutex<Option<Arc<Index>>>,
@@ -151,14 +154,27 @@ impl Repository {
         let keys = RepoKeys::derive(&master, config.encryption.cipher());
         let slot = wrap(&master, access, &config.repository_id, "made by init", config.created_at.clone())?;
         let slot_bytes = plain::encode(ObjectKind::Key, &to_json(&slot)?, keys.config_mac());
-        store.put_new(&ObjectKind::Key.key(&slot.key_id), Body::Bytes(&slot_bytes))?;
+        let slot_object = ObjectKind::Key.key(&slot.key_id);
+        store.put_new(&slot_object, Body::Bytes(&slot_bytes))?;
+        // Nothing is a repository yet: a store that replaces what is there is found out in time.
+        if let Err(error) = store.assure_exclusive(&slot_object, &slot_bytes, true) {
+            let _ = store.delete(&slot_object);
+            return Err(error);
+        }
         store.keep_reserve();
         // The configuration last: it is what makes this a repository.
         let config_bytes = plain::encode(ObjectKind::Config, &to_json(&config)?, keys.config_mac());
         if store.put_new(&ObjectKind::Config.key(""), Body::Bytes(&config_bytes))? == PutOutcome::Exists {
             return Err(taken("a repository"));
         }
-        Ok(Repository { store, config, keys: Arc::new(keys), environment, index: Mutex::new(None) })
+        Ok(Repository {
+            store,
+            config,
+            config_bytes,
+            keys: Arc::new(keys),
+            environment,
+            index: Mutex::new(None),
+        })
     }
 
     /// True if opening needs a passphrase or a key file. Reads the configuration only.
@@ -193,7 +209,15 @@ impl Repository {
         if !plain.mac_matches(keys.config_mac()) {
             return Err(Error::damaged("config", "it was changed by someone who does not have the key"));
         }
-        Ok(Repository { store, config, keys: Arc::new(keys), environment, index: Mutex::new(None) })
+        let keys = Arc::new(keys);
+        Ok(Repository { store, config, config_bytes: bytes, keys, environment, index: Mutex::new(None) })
+    }
+
+    /// Tries that the store never replaces an object by another, which all that writers promise each other rests on;
+    /// with
+    /// `again` even if that was tried from here before.
+    pub fn assure_exclusive_puts(&self, again: bool) -> Result<Exclusive> {
+        self.store.assure_exclusive(&ObjectKind::Config.key(""), &self.config_bytes, again)
     }
 
     /// Shared parameters.
@@ -272,6 +296,7 @@ impl Repository {
 
     /// Takes a lease for a run that writes.
     pub(crate) fn lease(&self, purpose: &'static str) -> Result<Lease> {
+        self.assure_exclusive_puts(false)?;
         Lease::take(&self.store, &self.keys, &self.environment, purpose)
     }
 
@@ -316,8 +341,11 @@ impl Repository {
     /// Reads points that were listed. Those that are gone were forgotten meanwhile, and are left out.
     pub fn read_points(&self, ids: &[PointId]) -> Result<Vec<Listed>> {
         let mut points = Vec::with_capacity(ids.len());
-        for id in ids {
-            match self.read_listed_point(*id) {
+        let at_a_time = self.store.habits().parallel_reads;
+        let fails = |read: &Result<_>| read.as_ref().is_err_and(|e| !is_of_one_point(e));
+        let read = fan::map(ids, at_a_time, fails, |id| self.read_listed_point(*id));
+        for (id, read) in ids.iter().zip(read) {
+            match read {
                 Ok(Some(point)) => points.push(Listed::Point(point)),
                 Ok(None) => tracing::debug!("recovery point {id} was forgotten meanwhile"),
                 Err(error @ (Error::Damaged { .. } | Error::Missing { .. } | Error::NewerVersion { .. })) => {
@@ -358,11 +386,10 @@ impl Repository {
     }
 
     fn read_point_once(&self, id: PointId, object: &str) -> Result<RecoveryPoint> {
-        let mut bytes = Vec::new();
-        if self.store.get(object, Span::All, &mut bytes)?.is_none() {
+        let Some(mut bytes) = sealed::get(self.store.as_ref(), object, POINT_BYTES_MAX)? else {
             let object = object.to_owned();
             return Err(Error::Missing { object, needed_by: "the list of recovery points".into() });
-        }
+        };
         let frame = sealed::decode(&self.keys, object, ObjectKind::Point, *id.as_bytes(), &mut bytes)?;
         let json = match frame.split_first() {
             Some((codec, json)) if *codec == Codec::Raw as u8 => json.to_vec(),
@@ -459,13 +486,28 @@ impl Repository {
 
     /// The newest point called `name` (or of any name). Damaged points are passed over with a warning.
     pub fn newest(&self, ids: &[PointId], name: Option<&str>) -> Result<Option<RecoveryPoint>> {
-        for id in ids.iter().rev() {
-            match self.read_listed_point(*id) {
-                Ok(Some(point)) if name.is_none_or(|name| point.name == name) => return Ok(Some(point)),
-                Ok(_) => {}
-                Err(error) if error.is_damage() => tracing::warn!("passing over a recovery point: {error}"),
-                Err(error) => return Err(error),
+        let newest_first: Vec<PointId> = ids.iter().rev().copied().collect();
+        let at_a_time = self.store.habits().parallel_reads;
+        // The newest of a name is mostly among the newest of all: few are read before many are.
+        let (mut from, mut batch) = (0, 1);
+        let is_it = |point: &RecoveryPoint| name.is_none_or(|name| point.name == name);
+        let ends = |read: &Result<Option<RecoveryPoint>>| match read {
+            Ok(point) => point.as_ref().is_some_and(is_it),
+            Err(error) => !is_of_one_point(error),
+        };
+        while from < newest_first.len() {
+            let next = &newest_first[from..newest_first.len().min(from + batch)];
+            for read in fan::map(next, at_a_time, ends, |id| self.read_listed_point(*id)) {
+                match read {
+                    Ok(Some(point)) if is_it(&point) => return Ok(Some(point)),
+                    Ok(_) => {}
+                    Err(error) if error.is_damage() => {
+                        tracing::warn!("passing over a recovery point: {error}")
+                    }
+                    Err(error) => return Err(error),
+                }
             }
+            (from, batch) = (from + next.len(), (batch * 4).min(at_a_time));
         }
         Ok(None)
     }
@@ -476,6 +518,11 @@ impl Repository {
         }
         format!("{asked}; {} holds {} points, `penstock list` shows them", self.location(), ids.len())
     }
+}
+
+/// True if an error says something of one point, and nothing of the others.
+fn is_of_one_point(error: &Error) -> bool {
+    error.is_damage() || matches!(error, Error::NewerVersion { .. })
 }
 
 /// The name after `latest`, if that is what `text` says.

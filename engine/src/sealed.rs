@@ -3,6 +3,24 @@
 use crate::crypto::{ObjectKey, RepoKeys, seal::NO_CONTEXT};
 use crate::error::{Error, Result};
 use crate::format::header::{HEADER_BYTES, Header, ObjectKind, TAG_BYTES, TRAILER_BYTES, Trailer};
+use crate::store::{Span, Store};
+
+/// What a frame, or zstd where nothing compresses, adds to its contents at most.
+const FRAMING_BYTES: usize = 64 << 10;
+
+/// Reads a whole object whose contents have at most `plain_bytes_max`; `None` if there is none. What is longer is no
+/// such object, and is not read: nothing of it is authenticated yet.
+pub fn get(store: &dyn Store, object: &str, plain_bytes_max: usize) -> Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    let bytes_max = HEADER_BYTES + plain_bytes_max + FRAMING_BYTES + TAG_BYTES + TRAILER_BYTES;
+    match store.get(object, Span::At { offset: 0, len: bytes_max }, &mut bytes)? {
+        None => Ok(None),
+        Some(found) if found > bytes_max as u64 => {
+            Err(Error::damaged(object, format_args!("{found} bytes are too many, {bytes_max} is the limit")))
+        }
+        Some(_) => Ok(Some(bytes)),
+    }
+}
 
 /// Seals `plain` as the object `id`.
 pub fn encode(keys: &RepoKeys, kind: ObjectKind, id: [u8; 16], plain: &[u8]) -> Result<Vec<u8>> {

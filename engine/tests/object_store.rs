@@ -6,7 +6,7 @@ use penstock_engine::io::BufPool;
 use penstock_engine::store::object::{
     self, AwsAccess, AwsCredential, ObjectOptions, ObjectStore, Place, Runtime,
 };
-use penstock_engine::store::{Body, CacheOptions, Cached, PutOutcome, Span, Store, conformance};
+use penstock_engine::store::{Body, CacheOptions, Cached, Exclusive, PutOutcome, Span, Store, conformance};
 
 fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
@@ -95,6 +95,68 @@ fn large_objects_go_up_in_parts() {
     let mut out = Vec::new();
     assert_eq!(store.get("data/large", Span::Last(2), &mut out).unwrap(), Some(BYTES as u64));
     assert_eq!(out, [1, 0xff]);
+}
+
+/// Peak of this process's resident memory.
+fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.split_ascii_whitespace().next().unwrap().parse::<u64>().unwrap() << 10
+}
+
+/// A part of a merged index has 202 MB: stored, kept in the cache and read, it is never in memory as a whole.
+/// The other tests of this process may run beside it and have 100 MiB and more in memory: they are counted out by a
+/// child.
+#[test]
+fn streamed_objects_are_never_whole_in_memory() {
+    if std::env::var_os("PENSTOCK_TEST_STREAMED").is_none() {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "streamed_objects_are_never_whole_in_memory", "--nocapture"])
+            .env("PENSTOCK_TEST_STREAMED", "1")
+            .output()
+            .unwrap();
+        assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
+        return;
+    }
+    const BYTES: u64 = 202 << 20;
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let cached = |store: ObjectStore, name: &str| {
+        let options =
+            CacheOptions { dir: dir.path().join(name), bytes_max: 1 << 30, prefixes: vec!["index/".into()] };
+        Cached::new(Arc::new(store), &options).unwrap()
+    };
+    let piece: Vec<u8> = (0..1u32 << 20).map(|n| (n % 251) as u8).collect();
+    let fill = &mut |out: &mut dyn std::io::Write| {
+        (0..BYTES >> 20).for_each(|_| out.write_all(&piece).unwrap());
+        Ok(())
+    };
+    let store = cached(s3("streamed", |_| {}), "one");
+    assert_eq!(store.put_streamed("index/a", fill).unwrap(), PutOutcome::Created);
+    assert_eq!(store.requests().put, 28, "begin, 26 parts of 8 MiB, end");
+    let mut out = Vec::new();
+    for store in [&store, &cached(s3("streamed", |_| {}), "two")] {
+        assert_eq!(
+            store.get("index/a", Span::At { offset: BYTES - 10, len: 99 }, &mut out).unwrap(),
+            Some(BYTES)
+        );
+        assert_eq!(out, piece[piece.len() - 10..]);
+    }
+    let again = cached(s3("streamed", |_| {}), "three");
+    assert_eq!(
+        again.put_streamed("index/a", fill).unwrap(),
+        PutOutcome::Exists,
+        "put-if-absent all the same"
+    );
+    let peak = peak_bytes();
+    println!("peak memory: {} MiB", peak >> 20);
+    assert!(peak < 128 << 20, "{} MiB", peak >> 20);
+}
+
+#[test]
+fn putting_again_what_is_there_is_refused() {
+    let store = s3("exclusive", |_| {});
+    store.put_new("config", Body::Bytes(b"x")).unwrap();
+    assert_eq!(store.assure_exclusive("config", b"x", true).unwrap(), Exclusive::Holds);
 }
 
 #[test]

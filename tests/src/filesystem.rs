@@ -55,6 +55,13 @@ impl Mount {
         Self { dir: dir.to_owned(), device: None }
     }
 
+    /// Mounts a filesystem that is on no device: `tmpfs`, `overlay`.
+    pub fn of_kind(kind: &str, dir: &Path, options: &str) -> Self {
+        fs::create_dir_all(dir).unwrap();
+        tools::run("mount", &["-t", kind, "-o", options, kind, text(dir)]);
+        Self { dir: dir.to_owned(), device: None }
+    }
+
     /// Where it is mounted.
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -15,6 +15,7 @@
 //! | what such a machine runs without a disk of its own | [`initramfs`] |
 //! | servers like S3 and Azure; a proxy that injects faults | [`servers`] |
 //! | a proxy that loses acknowledgements | [`lossy`] |
+//! | a proxy that is a slow line, or a far one | [`slow`] |
 //! | a proxy that archives objects as S3 Glacier does, and thaws them | [`archive`] |
 //! | damage to repository objects | [`damage`] |
 //! | Rust source as text, for the layering rules | [`source_text`] |
@@ -41,6 +42,7 @@ pub mod penstock;
 pub mod repo;
 pub mod rng;
 pub mod servers;
+pub mod slow;
 pub mod source_text;
 pub mod tools;
 pub mod workdir;

@@ -70,6 +70,7 @@ pub fn binary() -> &'static Path {
 #[derive(Debug)]
 pub struct Penstock {
     args: Vec<OsString>,
+    wrapper: Vec<OsString>,
     env: Vec<(String, OsString)>,
     cwd: Option<PathBuf>,
     stdin: Option<PathBuf>,
@@ -82,6 +83,7 @@ impl Penstock {
     pub fn new(state_dir: &Path) -> Self {
         let command = Self {
             args: Vec::new(),
+            wrapper: Vec::new(),
             env: Vec::new(),
             cwd: None,
             stdin: None,
@@ -100,6 +102,12 @@ impl Penstock {
     /// Adds arguments.
     pub fn args<I: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = I>) -> Self {
         self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Runs it by another program, which takes a command line as its last arguments: `strace -e …`, `prlimit -n64`.
+    pub fn under<I: AsRef<OsStr>>(mut self, wrapper: impl IntoIterator<Item = I>) -> Self {
+        self.wrapper = wrapper.into_iter().map(|word| word.as_ref().to_owned()).collect();
         self
     }
 
@@ -130,7 +138,14 @@ impl Penstock {
     /// Starts it.
     pub fn spawn(self) -> Running {
         let shown = self.args.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ");
-        let mut command = Command::new(binary());
+        let mut command = match self.wrapper.split_first() {
+            None => Command::new(binary()),
+            Some((program, args)) => {
+                let mut command = Command::new(program);
+                command.args(args).arg(binary());
+                command
+            }
+        };
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("PENSTOCK_") {
                 command.env_remove(name);

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::process::{Command, Stdio};
 
-const PACKAGES: [(&str, &str); 11] = [
+const PACKAGES: [(&str, &str); 13] = [
     ("losetup", "mount"),
     ("mount", "mount"),
     ("umount", "mount"),
@@ -11,6 +11,8 @@ const PACKAGES: [(&str, &str); 11] = [
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.btrfs", "btrfs-progs"),
+    ("prlimit", "util-linux"),
+    ("strace", "strace"),
     ("strip", "binutils"),
     ("ldd", "libc-bin"),
     ("cp", "coreutils"),

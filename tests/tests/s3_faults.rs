@@ -9,6 +9,7 @@ use penstock_tests::lossy::Lossy;
 use penstock_tests::penstock::{Output, code};
 use penstock_tests::repo::Repo;
 use penstock_tests::servers::{BUCKET, Microburst, SECRET, Seaweed};
+use penstock_tests::slow::Slow;
 use penstock_tests::workdir::{Workdir, remove_if_there};
 use penstock_tests::{MIB, compare, image, json};
 
@@ -199,6 +200,54 @@ fn lost_acknowledgements_are_resolved() {
         assert_eq!(repo.point_ids().len(), [1, 3, 6].iter().position(|n| *n == losing).unwrap() + 1);
     }
     repo.verify_is_clean();
+}
+
+/// A service that does not know conditions is told within seconds: repeating changes nothing.
+#[test]
+fn a_service_without_conditional_puts_is_told() {
+    let work = Workdir::new("faults-501");
+    let server = Seaweed::start(&work.join("s3"));
+    let proxy = Microburst::start(&server.endpoint(), work.path());
+    let repo = Repo::in_cloud(&work, "none", "s3").reaching_s3(&proxy.endpoint());
+    proxy.rules(&json!([on("PutObject", 1_000_000, error("NotImplemented", 501))]));
+    let failed = repo.command(&["init"]).run();
+    failed.expect(&[code::FAILED]).says("If-None-Match").says("NotImplemented");
+    assert_eq!(proxy.fired(), 1, "it was tried again");
+    repo.command(&["list"]).run().expect(&[code::NO_REPOSITORY]);
+}
+
+/// A service or proxy that drops the condition answers as if all were well: two writers could replace each other's
+/// objects.
+#[test]
+fn a_service_that_ignores_conditions_is_found_out() {
+    let work = Workdir::new("faults-replaces");
+    let server = Seaweed::start(&work.join("s3"));
+    let proxy = Slow::start(server.port());
+    let disk = work.join("disk.img");
+    image::random(&disk, 4 * MIB, 1);
+    let honest = Repo::on_s3(&work, "replaces", &server.endpoint(), &[]);
+    let behind = honest.clone().with_env(&[("PENSTOCK_S3_ENDPOINT", &proxy.endpoint())]);
+    behind.command(&["doctor"]).run().says("never replaced");
+    behind.backup(&disk, "disk", &[]);
+    let requests = |repo: &Repo| json::u64(&repo.backup(&disk, "disk", &[])["requests"], "put");
+    let remembered = requests(&behind);
+    let asked = requests(&behind.elsewhere(&work, "other.state"));
+    assert_eq!(asked, remembered + 1, "it is asked once from each machine, and costs one request");
+
+    proxy.ignore_conditions();
+    behind.command(&["doctor"]).run().expect(&[code::FAILED]).says("If-None-Match").says("replaced");
+    let points = honest.point_ids();
+    for args in [&[][..], &["--cache-size", "0"]] {
+        let fresh = behind.elsewhere(&work, &format!("fresh{}.state", args.len()));
+        fresh.backup_command(&disk, "disk", args).run().expect(&[code::FAILED]).says("If-None-Match");
+    }
+    assert_eq!(honest.point_ids(), points);
+    let new = Repo::in_cloud(&work, "new", "s3").reaching_s3(&proxy.endpoint());
+    new.command(&["init"]).run().expect(&[code::FAILED]).says("If-None-Match");
+    assert!(proxy.ignored() >= 9, "{}", proxy.ignored());
+    new.command(&["list"]).run().expect(&[code::NO_REPOSITORY]);
+    assert_eq!(server.objects(BUCKET, "new"), 0, "nothing of it stays");
+    honest.verify_is_clean();
 }
 
 #[test]

@@ -25,7 +25,7 @@ use penstock_engine::id::ObjectId;
 use penstock_engine::index::{Claims, Index, Merge};
 use penstock_engine::io::BufPool;
 use penstock_engine::pack::{PackBuilder, pack_buffer_bytes};
-use penstock_engine::store::{Body, Store};
+use penstock_engine::store::{Body, Limits, Place, Store};
 use zeroize::Zeroizing;
 
 /// Chunks of a pack: 80 MiB of chunks of 64 KiB, compressed to 32 MiB.
@@ -71,7 +71,7 @@ fn id(n: u64) -> [u8; 32] {
 }
 
 fn open(dir: &Path) -> Result<Arc<dyn Store>> {
-    penstock_engine::store::open(&dir.display().to_string(), true)
+    penstock_engine::store::open(&Place::Dir(dir.to_owned()), true, &Limits::default())
 }
 
 /// A pack with these chunks that is in the index only.
@@ -167,7 +167,7 @@ fn build(dir: &Path, rows: u64, nights: u64) -> Result<()> {
 const SIMULATED_PACKS: u64 = 2000;
 
 fn simulate() -> Result<()> {
-    let (store, keys) = (penstock_engine::store::open("memory:", true)?, keys());
+    let (store, keys) = (penstock_engine::store::open(&Place::Memory, true, &Limits::default())?, keys());
     let pool = BufPool::new(1, pack_buffer_bytes(1 << 20, 1 << 18));
     let mut compressor = Compressor::new(None)?;
     let claims = Claims::new(Arc::new(Index::load(store.clone(), keys.clone())?));

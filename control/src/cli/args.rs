@@ -7,6 +7,7 @@ use penstock_engine::format::config::Compression;
 use penstock_engine::io::IoEngineChoice;
 
 use super::far::Far;
+use super::{cgroup, units};
 
 /// Options of all verbs.
 #[derive(Args, Clone, Debug, Default)]
@@ -54,11 +55,29 @@ pub struct Globals {
 }
 
 impl Globals {
-    /// Worker threads: as asked, or one a core.
+    /// Worker threads: as asked, or one a core, as far as the control group's memory goes.
     pub fn worker_count(&self) -> usize {
-        match self.workers {
-            Some(workers) => usize::from(workers),
-            None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        let limit = cgroup::memory_max_bytes();
+        let fitting = limit.map_or(usize::MAX, cgroup::workers_within);
+        let limit = units::size(limit.unwrap_or(0));
+        match self.workers.map(usize::from) {
+            Some(workers) if workers > fitting => {
+                let needed = units::size(cgroup::memory_of(workers));
+                tracing::warn!(
+                    "--workers {workers} may need {needed} of memory, the control group allows {limit}: {fitting} fit"
+                );
+                workers
+            }
+            Some(workers) => workers,
+            None => {
+                let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+                if cores > fitting {
+                    tracing::info!(
+                        "{fitting} workers on {cores} cores: the control group allows {limit} of memory"
+                    );
+                }
+                cores.min(fitting)
+            }
         }
     }
 }

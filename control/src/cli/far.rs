@@ -12,7 +12,7 @@ use penstock_engine::store::custody::{LockMode, ObjectLock};
 use penstock_engine::store::object::{
     self, ChecksumKind, ObjectOptions, Patience, Place, Runtime, ServerSide, Service,
 };
-use penstock_engine::store::{CacheOptions, Cached, Store};
+use penstock_engine::store::{CacheOptions, Cached, Limits, Store};
 
 use super::exit::Failure;
 use super::{host, units};
@@ -149,7 +149,7 @@ pub struct Far {
     #[arg(long, global = true, env = "PENSTOCK_S3_CONNECTIONS", hide_env_values = true, hide_short_help = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub s3_connections: Option<u16>,
 
-    /// Time limit of an attempt, to which a second per MiB is added [default: 15]
+    /// How long a request may be silent: no byte moves [default: 15]
     #[arg(long, global = true, env = "PENSTOCK_S3_TIMEOUT", hide_env_values = true, hide_short_help = true, value_name = "SECONDS", value_parser = clap::value_parser!(u16).range(1..=3600))]
     pub s3_timeout: Option<u16>,
 
@@ -163,6 +163,32 @@ pub struct Far {
         value_name = "SECONDS"
     )]
     pub s3_patience: Option<u32>,
+
+    /// Bytes a second that are sent to the repository at most, as 10MiB
+    #[arg(
+        long,
+        global = true,
+        env = "PENSTOCK_LIMIT_UPLOAD",
+        hide_env_values = true,
+        hide_short_help = true,
+        help_heading = "Global options",
+        value_name = "RATE",
+        value_parser = units::parse_rate
+    )]
+    pub limit_upload: Option<u64>,
+
+    /// Bytes a second that are read from the repository at most
+    #[arg(
+        long,
+        global = true,
+        env = "PENSTOCK_LIMIT_DOWNLOAD",
+        hide_env_values = true,
+        hide_short_help = true,
+        help_heading = "Global options",
+        value_name = "RATE",
+        value_parser = units::parse_rate
+    )]
+    pub limit_download: Option<u64>,
 
     /// Where index and metadata of repositories in object stores are kept [default: cache/ in the state directory]
     #[arg(
@@ -257,6 +283,11 @@ impl Far {
         }
     }
 
+    /// What may be used of the line, or of the disk.
+    pub fn limits(&self) -> Limits {
+        Limits::new(self.limit_upload, self.limit_download)
+    }
+
     fn cache_options(&self) -> Result<CacheOptions, Failure> {
         let dir = match &self.cache_dir {
             Some(dir) => dir.clone(),
@@ -341,6 +372,7 @@ impl Far {
                 silence: seconds(self.s3_patience.map(u64::from), patience.silence),
             }),
             connections: self.s3_connections.map(usize::from),
+            limits: self.limits(),
         })
     }
 }

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use super::exit::Failure;
 
 /// This program, as recorded in what it writes.
@@ -44,6 +46,17 @@ pub fn kib_field(text: &str, label: &str) -> Option<u64> {
 pub fn free_bytes(dir: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(dir)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Descriptors up to the hard limit: the soft one is low for the sake of programs that use `select`.
+pub fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum || limit.maximum.is_none() {
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::debug!("the limit of descriptors stays at {:?}: {error}", limit.current);
+        }
+    }
 }
 
 /// True on EC2 instances of the Nitro system, as the firmware says; `sys` stands for `/sys`. Nothing is asked over the network.

@@ -78,7 +78,13 @@ struct Report<'a> {
 
 /// Creates the repository and says how it was set up.
 pub fn run(args: &Args, session: &Session) -> Outcome {
-    let existing = session.open_store(false, false);
+    let existing = match session.open_store(false, false) {
+        // What is no place for a repository is told before a passphrase is asked for.
+        Err(failure) if !matches!(failure, Failure::Engine(Error::NotARepository { .. })) => {
+            return Err(failure);
+        }
+        existing => existing,
+    };
     refuse_existing(existing.as_ref())?;
     let globals = &session.globals;
     let access = if !args.insecure_no_encryption {

@@ -3,6 +3,7 @@
 mod access;
 mod args;
 mod backup;
+mod cgroup;
 mod check;
 mod completions;
 mod copy;
@@ -140,6 +141,7 @@ impl Verb {
 pub fn main() -> ExitCode {
     let Cli { globals, verb } = Cli::parse();
     start_log(&globals);
+    host::raise_descriptors();
     let json = globals.json;
     let outcome = Interrupt::install().and_then(|interrupt| verb.run(&Session { globals, interrupt }));
     let exit = outcome.unwrap_or_else(|failure| {

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use penstock_engine::crypto::wrap::AccessKey;
 use penstock_engine::repo::Repository;
-use penstock_engine::store::object::Place;
-use penstock_engine::store::{self, Store};
+use penstock_engine::store::{self, Place, Store};
 use penstock_engine::{Error, Run};
 
 use super::access::{self, Purpose};
@@ -26,9 +25,10 @@ impl Session {
     /// The repository's URL.
     pub fn repo_url(&self) -> Result<&str, Failure> {
         match self.globals.repo.as_deref() {
-            Some("") | None => {
-                Err(Failure::usage("which repository? Name it by --repo URL or PENSTOCK_REPO"))
-            }
+            Some("") | None => Err(Failure::usage(
+                "which repository? Name it by --repo URL or PENSTOCK_REPO: a path, file:///path, s3://bucket/prefix, \
+                 gs://bucket/prefix or az://container/prefix",
+            )),
             Some(url) => Ok(url),
         }
     }
@@ -117,7 +117,7 @@ impl Session {
 /// The store at `url`. `create` makes a directory that is not there; `cache` allows answers from local disk.
 fn open_store(url: &str, options: &Globals, create: bool, cache: bool) -> Result<Arc<dyn Store>, Failure> {
     match Place::parse(url)? {
-        Some(place) => options.far.open(place, cache),
-        None => Ok(store::open(url, create)?),
+        Place::Bucket(place) => options.far.open(place, cache),
+        place => Ok(store::open(&place, create, &options.far.limits())?),
     }
 }

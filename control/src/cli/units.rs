@@ -27,6 +27,15 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text:?} is more than 16 EiB"))
 }
 
+/// Bytes a second: a size, with or without `/s`. At least 1 KiB, below which no request ends.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    let size = text.trim().strip_suffix("/s").unwrap_or(text);
+    match parse_size(size)? {
+        bytes_per_s if bytes_per_s >= 1 << 10 => Ok(bytes_per_s),
+        _ => Err(format!("{text:?} is too slow: at least 1KiB a second is accepted")),
+    }
+}
+
 /// As [`parse_size`], for sizes that have to fit 32 bits (chunks, packs).
 pub fn parse_size_u32(text: &str) -> Result<u32, String> {
     u32::try_from(parse_size(text)?)
@@ -168,6 +177,16 @@ pub fn percent(part: u64, whole: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates_are_read() {
+        for (text, bytes_per_s) in [("10MiB", 10 << 20), ("256 KiB/s", 256 << 10), ("4096", 4096)] {
+            assert_eq!(parse_rate(text), Ok(bytes_per_s), "{text}");
+        }
+        for wrong in ["", "0", "10", "10MB/s", "1MiB/h", "fast"] {
+            assert!(parse_rate(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_are_read() {

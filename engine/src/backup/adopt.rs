@@ -1,11 +1,10 @@
 //! Takes over what a killed run left: its packs get into the index, its finished segments are not read again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
-use super::journal::{Contents, Journal};
+use super::journal::{Contents, FinishedSegments, Journal};
 use crate::error::{Error, Result};
-use crate::format::node::NodeRef;
-use crate::id::{ObjectId, SegmentNo};
+use crate::id::ObjectId;
 use crate::index::Claims;
 use crate::pack::read_contents;
 use crate::repo::Repository;
@@ -13,13 +12,14 @@ use crate::repo::Repository;
 /// Leaves of segments that a killed run finished, still to be checked against the index.
 #[derive(Default)]
 pub struct Finished {
-    segments: HashMap<u16, HashMap<SegmentNo, NodeRef>>,
+    segments: Vec<FinishedSegments>,
 }
 
 impl Finished {
     /// Takes the segments of one volume.
-    pub fn volume(&mut self, volume: u16) -> HashMap<SegmentNo, NodeRef> {
-        self.segments.remove(&volume).unwrap_or_default()
+    pub fn volume(&mut self, volume: u16) -> Option<FinishedSegments> {
+        let at = self.segments.iter().position(|of| of.volume == volume)?;
+        Some(self.segments.swap_remove(at))
     }
 }
 
@@ -39,9 +39,7 @@ pub fn take_over(
     }
     let mut finished = Finished::default();
     if resume && contents.same_sources && !contents.segments.is_empty() {
-        for ((volume, segment), node) in contents.segments {
-            finished.segments.entry(volume).or_default().insert(segment, node);
-        }
+        finished.segments = contents.segments;
         journal.resume();
     } else {
         if !contents.segments.is_empty() && resume {

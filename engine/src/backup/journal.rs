@@ -3,13 +3,15 @@
 //!
 //! One line of JSON, then records of 48 bytes: `kind (1) ‖ has (1) ‖ volume (2) ‖ segment (8) ‖ id (32) ‖ check (4)`. A record that a crash cut short does not check.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::{BackupOptions, VolumeSource};
@@ -62,15 +64,104 @@ impl Subject {
     }
 }
 
+/// Longest first line that is read: a backup of thousands of volumes.
+const SUBJECT_BYTES_MAX: u64 = 16 << 20;
+/// Records read at a time, one after the other mostly.
+const WINDOW_RECORDS: u64 = 1 << 10;
+
 /// Packs and segments that an earlier run finished.
 #[derive(Default)]
 pub struct Contents {
     /// Durable packs.
     pub packs: Vec<(ObjectKind, ObjectId)>,
-    /// Leaves of finished segments, by volume and segment.
-    pub segments: HashMap<(u16, SegmentNo), NodeRef>,
+    /// Finished segments, by volume.
+    pub segments: Vec<FinishedSegments>,
     /// The segments are of these very sources.
     pub same_sources: bool,
+}
+
+/// The finished segments of a volume. What is in memory is 8 bytes a segment, 32 MiB for 16 TiB: the rest is read
+/// from the journal when it is asked for.
+pub struct FinishedSegments {
+    /// Which volume.
+    pub volume: u16,
+    /// Segment and number of the record, sorted; the last record of a segment counts.
+    places: Vec<(u32, u32)>,
+    file: Arc<File>,
+    /// Where the first record is.
+    start: u64,
+    /// Records read lately, and the number of the first of them.
+    window: (u64, Vec<u8>),
+}
+
+impl FinishedSegments {
+    /// The leaf of a segment, if the earlier run finished it. What cannot be read was not finished.
+    pub fn get(&mut self, segment: SegmentNo) -> Option<NodeRef> {
+        let number = u32::try_from(segment.0).ok()?;
+        let end = self.places.partition_point(|(at, _)| *at <= number);
+        let (found, place) = *self.places[..end].last()?;
+        if found != number {
+            return None;
+        }
+        let record = Record::decode(self.record(u64::from(place))?)?;
+        match record {
+            Record::Segment { volume, segment: of, node } if volume == self.volume && of == segment => {
+                Some(node)
+            }
+            _ => None,
+        }
+    }
+
+    fn record(&mut self, place: u64) -> Option<&[u8]> {
+        let (first, bytes) = &mut self.window;
+        let held = bytes.len() as u64 / RECORD_BYTES as u64;
+        if !(*first..*first + held).contains(&place) {
+            bytes.resize(WINDOW_RECORDS as usize * RECORD_BYTES, 0);
+            let mut filled = 0;
+            while filled < bytes.len() {
+                let at = self.start + place * RECORD_BYTES as u64 + filled as u64;
+                match self.file.read_at(&mut bytes[filled..], at) {
+                    Ok(0) | Err(_) => break,
+                    Ok(count) => filled += count,
+                }
+            }
+            bytes.truncate(filled);
+            *first = place;
+        }
+        let at = (place - *first) as usize * RECORD_BYTES;
+        bytes.get(at..at + RECORD_BYTES)
+    }
+}
+
+/// One record.
+enum Record {
+    Pack(ObjectKind, ObjectId),
+    Segment { volume: u16, segment: SegmentNo, node: NodeRef },
+}
+
+impl Record {
+    /// `None` if it was cut short, or is of no kind that is known.
+    fn decode(record: &[u8]) -> Option<Self> {
+        let (checked, check) = record.split_at_checked(CHECKED_BYTES)?;
+        if blake3::hash(checked).as_bytes()[..RECORD_BYTES - CHECKED_BYTES] != *check {
+            return None;
+        }
+        let id: [u8; 32] = checked[12..].try_into().ok()?;
+        match checked[0] {
+            PACK => match ObjectKind::from_u8(checked[1]) {
+                Some(kind @ (ObjectKind::Data | ObjectKind::Meta)) => {
+                    Some(Self::Pack(kind, ObjectId::new(id[..16].try_into().ok()?)))
+                }
+                _ => None,
+            },
+            SEGMENT => Some(Self::Segment {
+                volume: u16::from_le_bytes([checked[2], checked[3]]),
+                segment: SegmentNo(u64::from_le_bytes(checked[4..12].try_into().ok()?)),
+                node: (checked[1] == 1).then(|| NodeId::new(id)),
+            }),
+            _ => None,
+        }
+    }
 }
 
 /// The open journal of this run.
@@ -105,19 +196,14 @@ impl Journal {
 
     /// What an earlier run left.
     pub fn read(&mut self) -> Contents {
-        let mut bytes = Vec::new();
         let Some(file) = &mut self.file else { return Contents::default() };
-        if file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_end(&mut bytes)).is_err() {
-            return Contents::default();
+        match read(file, &self.subject) {
+            Ok(contents) => contents,
+            Err(error) => {
+                tracing::debug!(path = %self.path.display(), "the journal cannot be read: {error}");
+                Contents::default()
+            }
         }
-        let Some(end) = bytes.iter().position(|b| *b == b'\n') else { return Contents::default() };
-        let Ok(old) = serde_json::from_slice::<Subject>(&bytes[..end]) else { return Contents::default() };
-        let mut contents =
-            Contents { same_sources: self.subject.unchanged_since(&old), ..Contents::default() };
-        for record in bytes[end + 1..].chunks_exact(RECORD_BYTES) {
-            decode(record, &mut contents);
-        }
-        contents
     }
 
     /// Begins a fresh journal, forgetting what an earlier run left.
@@ -188,12 +274,23 @@ impl Journal {
     }
 }
 
-fn lock_file(dir: &Path, path: &Path) -> std::io::Result<File> {
+fn lock_file(dir: &Path, path: &Path) -> io::Result<File> {
     fs::create_dir_all(dir)?;
     loop {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| std::io::Error::other("another process is backing up the same name"))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::INTR) => continue,
+            Err(Errno::WOULDBLOCK) => {
+                return Err(io::Error::other("another process is backing up the same name"));
+            }
+            Err(error) => {
+                return Err(io::Error::other(format!(
+                    "its filesystem has no locks ({})",
+                    io::Error::from(error)
+                )));
+            }
+        }
         // A run that ended between the two calls has removed the name: then this is a lock on nothing.
         let same =
             fs::metadata(path).is_ok_and(|named| file.metadata().is_ok_and(|held| held.ino() == named.ino()));
@@ -203,28 +300,141 @@ fn lock_file(dir: &Path, path: &Path) -> std::io::Result<File> {
     }
 }
 
-fn decode(record: &[u8], contents: &mut Contents) {
-    let (checked, check) = record.split_at(CHECKED_BYTES);
-    if blake3::hash(checked).as_bytes()[..4] != *check {
-        return;
+/// Reads the journal from its start, a buffer at a time: it has 200 MB after 16 TiB.
+fn read(file: &mut File, subject: &Subject) -> io::Result<Contents> {
+    file.seek(SeekFrom::Start(0))?;
+    let mut reader = BufReader::with_capacity(1 << 20, &*file);
+    let mut line = Vec::new();
+    reader.by_ref().take(SUBJECT_BYTES_MAX).read_until(b'\n', &mut line)?;
+    let Ok(old) = serde_json::from_slice::<Subject>(&line) else { return Ok(Contents::default()) };
+    let mut contents = Contents { same_sources: subject.unchanged_since(&old), ..Contents::default() };
+    let mut places: BTreeMap<u16, Vec<(u32, u32)>> = BTreeMap::new();
+    let mut record = [0; RECORD_BYTES];
+    for number in 0..u32::MAX {
+        match reader.read_exact(&mut record) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => break,
+            result => result?,
+        }
+        match Record::decode(&record) {
+            Some(Record::Pack(kind, id)) => contents.packs.push((kind, id)),
+            Some(Record::Segment { volume, segment, .. }) => {
+                if let Ok(segment) = u32::try_from(segment.0) {
+                    add(places.entry(volume).or_default(), (segment, number));
+                }
+            }
+            None => {}
+        }
     }
-    let mut id = [0u8; 32];
-    id.copy_from_slice(&checked[12..]);
-    let mut segment = [0u8; 8];
-    segment.copy_from_slice(&checked[4..12]);
-    match checked[0] {
-        PACK => {
-            let mut pack = [0u8; 16];
-            pack.copy_from_slice(&id[..16]);
-            if let Some(kind @ (ObjectKind::Data | ObjectKind::Meta)) = ObjectKind::from_u8(checked[1]) {
-                contents.packs.push((kind, ObjectId::new(pack)));
+    drop(reader);
+    let file = Arc::new(file.try_clone()?);
+    contents.segments = places
+        .into_iter()
+        .map(|(volume, mut places)| {
+            places.sort_unstable();
+            let window = (0, Vec::new());
+            FinishedSegments { volume, places, file: file.clone(), start: line.len() as u64, window }
+        })
+        .collect();
+    Ok(contents)
+}
+
+/// Grows by an eighth: doubling would hold twice what is there, and three times while it moves.
+fn add(places: &mut Vec<(u32, u32)>, place: (u32, u32)) {
+    if places.len() == places.capacity() {
+        places.reserve_exact(places.len() / 8 + 1024);
+    }
+    places.push(place);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject(identity: Option<&str>) -> Subject {
+        let volume =
+            SubjectVolume { name: "v".into(), size_bytes: Some(1), identity: identity.map(str::to_owned) };
+        Subject { version: VERSION, repository_id: "r".into(), name: "n".into(), volumes: vec![volume] }
+    }
+
+    fn journal(path: &Path) -> Journal {
+        let dir = path.parent().unwrap();
+        let file = Some(lock_file(dir, path).unwrap());
+        Journal { path: path.to_owned(), subject: subject(Some("i")), file, why_none: None }
+    }
+
+    fn node(n: u64) -> NodeId {
+        let mut id = [7; 32];
+        id[..8].copy_from_slice(&n.to_le_bytes());
+        NodeId::new(id)
+    }
+
+    #[test]
+    fn what_was_written_is_found_again_in_any_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.journal");
+        let mut written = journal(&path);
+        written.restart();
+        let pack = ObjectId::random().unwrap();
+        written.pack(ObjectKind::Data, pack);
+        for n in (0..5000u64).rev() {
+            written.segment((n % 2) as u16, SegmentNo(n), (n % 3 > 0).then(|| node(n)));
+        }
+        written.segment(0, SegmentNo(8), Some(node(88))); // a second time: the last counts
+        drop(written);
+        let torn = fs::read(&path).unwrap();
+        fs::write(&path, [&torn[..], &[b'S'; 17]].concat()).unwrap();
+
+        let mut again = journal(&path);
+        let mut contents = again.read();
+        assert!(contents.same_sources);
+        assert_eq!(contents.packs, [(ObjectKind::Data, pack)]);
+        again.resume();
+        again.segment(0, SegmentNo(6000), None);
+        assert_eq!(contents.segments.iter().map(|of| of.volume).collect::<Vec<_>>(), [0, 1]);
+        for n in (0..6000u64).chain([8, 0, 4999, 3]) {
+            let of = &mut contents.segments[(n % 2) as usize];
+            let expected = match n {
+                8 => Some(Some(node(88))),
+                _ => (n < 5000).then(|| (n % 3 > 0).then(|| node(n))),
+            };
+            assert_eq!(of.get(SegmentNo(n)), expected, "{n}");
+        }
+        assert_eq!(contents.segments[0].get(SegmentNo(1 << 40)), None);
+        drop((again, contents));
+        assert_eq!(
+            journal(&path).read().segments[0].get(SegmentNo(6000)),
+            Some(None),
+            "goes on behind whole records"
+        );
+    }
+
+    #[test]
+    fn hurt_records_were_never_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.journal");
+        let mut written = journal(&path);
+        written.restart();
+        (0..10).for_each(|n| written.segment(0, SegmentNo(n), Some(node(n))));
+        drop(written);
+        let bytes = fs::read(&path).unwrap();
+        let start = bytes.iter().position(|b| *b == b'\n').unwrap() + 1;
+        for at in [start, start + 5 * RECORD_BYTES + 20, start + 9 * RECORD_BYTES + 47] {
+            let mut hurt = bytes.clone();
+            hurt[at] ^= 1;
+            fs::write(&path, &hurt).unwrap();
+            let mut contents = journal(&path).read();
+            let lost = ((at - start) / RECORD_BYTES) as u64;
+            for n in 0..10 {
+                assert_eq!(
+                    contents.segments[0].get(SegmentNo(n)).is_some(),
+                    n != lost,
+                    "byte {at}, segment {n}"
+                );
             }
         }
-        SEGMENT => {
-            let volume = u16::from_le_bytes([checked[2], checked[3]]);
-            let node = (checked[1] == 1).then(|| NodeId::new(id));
-            contents.segments.insert((volume, SegmentNo(u64::from_le_bytes(segment))), node);
+        for junk in [&b""[..], b"{}", b"{}\n", b"\n\n\n", &[0xff; 1000]] {
+            fs::write(&path, junk).unwrap();
+            assert!(journal(&path).read().segments.is_empty());
         }
-        _ => {}
     }
 }

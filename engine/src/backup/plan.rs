@@ -1,7 +1,7 @@
 //! The planner: decides for each segment whether it is read, taken over from the parent or the journal, or a hole, and sends out the reads.
 //! A stream is read right here, since it comes in one order only.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +10,7 @@ use async_channel::Sender as JobSender;
 use crossbeam::channel::Sender;
 
 use super::adopt::Finished;
+use super::journal::FinishedSegments;
 use super::origin::{Beside, Origin};
 use super::rechunk;
 use super::worker::Tagged;
@@ -64,7 +65,7 @@ struct Planned {
     number: u16,
     volume: VolumeSource,
     parent: Option<TreeReader>,
-    finished: HashMap<SegmentNo, NodeRef>,
+    finished: Option<FinishedSegments>,
 }
 
 impl Planner {
@@ -120,7 +121,7 @@ struct VolumePlan<'a> {
     shared: &'a Arc<Shared>,
     outputs: &'a Outputs,
     number: u16,
-    finished: HashMap<SegmentNo, NodeRef>,
+    finished: Option<FinishedSegments>,
     parent: Option<TreeReader>,
     /// Reads leaves that a killed run stored.
     nodes: Option<NodeReader>,
@@ -369,7 +370,7 @@ impl VolumePlan<'_> {
 
     /// The leaf of a segment that a killed run finished, if all that it refers to is there.
     fn finished_before(&mut self, shape: Shape, segment: SegmentNo) -> Result<Option<NodeRef>> {
-        let Some(node) = self.finished.get(&segment).copied() else { return Ok(None) };
+        let Some(node) = self.finished.as_mut().and_then(|of| of.get(segment)) else { return Ok(None) };
         let Some(id) = node else { return Ok(Some(None)) };
         let claims = &self.shared.claims;
         if !claims.is_stored(id.as_bytes())? {

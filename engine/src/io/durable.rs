@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::aligned::AlignedBuf;
 use super::cursor::Cursor;
 use super::engine::IoEngine;
-use super::file::{OpenFile, clear_direct, set_direct};
+use super::file::{OpenFile, clear_direct, refuses_direct, set_direct};
 use super::slots::{Slot, Slots};
 use super::uring::{self, SharedBuf};
 use crate::limits::IO_ALIGN;
@@ -115,7 +115,7 @@ impl DurableWriter {
         let (result, buf) = self.write_once(file, buf, len);
         match result {
             // Some filesystems take the flag and refuse the write.
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) && file.direct => {
+            Err(e) if refuses_direct(&e) && file.direct => {
                 if let Err(e) = clear_direct(&file.file) {
                     return (Err(e), buf);
                 }

@@ -30,7 +30,7 @@ pub(crate) fn open_direct(options: &OpenOptions, path: &Path) -> io::Result<(Fil
     direct.custom_flags(OFlags::DIRECT.bits() as i32);
     match direct.open(path) {
         Ok(file) => Ok((file, true)),
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => options.open(path).map(|file| (file, false)),
+        Err(e) if refuses_direct(&e) => options.open(path).map(|file| (file, false)),
         Err(e) => Err(e),
     }
 }
@@ -47,10 +47,15 @@ pub(crate) fn set_direct(file: &File) -> bool {
 /// the flag off then. False: it is off.
 pub(crate) fn direct_reads_work(file: &File) -> io::Result<bool> {
     match file.read_at(&mut AlignedBuf::new(IO_ALIGN), 0) {
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => clear_direct(file).map(|()| false),
+        Err(e) if refuses_direct(&e) => clear_direct(file).map(|()| false),
         // Any other failure is met again by the reader threads, which say where it is.
         _ => Ok(true),
     }
+}
+
+/// True if a transfer failed for O_DIRECT: not every filesystem that refuses it does so by EINVAL.
+pub(crate) fn refuses_direct(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
 /// Takes O_DIRECT off an open descriptor, for filesystems that accept the flag and then refuse the transfer.

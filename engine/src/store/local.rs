@@ -7,13 +7,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
-
+use super::publish::{publish, sync_dir};
 use super::tmp::TmpDir;
-use super::{Body, Fill, Habits, PutOutcome, ReadAt, Span, Store};
+use super::{Body, Exclusive, Fill, Habits, PutOutcome, ReadAt, Span, Store};
 use crate::error::{Error, Result};
-use crate::io::file::{clear_direct, set_direct};
+use crate::io::file::{clear_direct, refuses_direct, set_direct};
 use crate::io::{DurableWriter, IoEngine};
 use crate::limits::IO_ALIGN;
 
@@ -123,7 +121,7 @@ impl LocalStore {
         let tmp_path = tmp.next_path();
         let stored = write(&tmp_path).and_then(|()| self.make_parent(&path)).and_then(|()| {
             fail::fail_point!("local-before-rename");
-            rename_new(&tmp_path, &path).map_err(Error::io("publish", path.display()))
+            publish(&tmp_path, &path).map_err(Error::io("publish", path.display()))
         });
         match stored {
             Ok(true) => {
@@ -170,6 +168,11 @@ impl ReadAt for OpenObject {
 impl Store for LocalStore {
     fn location(&self) -> &str {
         &self.location
+    }
+
+    /// The directory for files being written is made first: that finds out what the filesystem can do.
+    fn assure_exclusive(&self, _key: &str, _bytes: &[u8], _again: bool) -> Result<Exclusive> {
+        self.tmp().map(|_| Exclusive::Holds)
     }
 
     fn habits(&self) -> Habits {
@@ -223,7 +226,7 @@ impl Store for LocalStore {
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if direct && e.raw_os_error() == Some(libc::EINVAL) => {
+                Err(e) if direct && refuses_direct(&e) => {
                     // A filesystem that takes the flag and refuses the transfer.
                     clear_direct(&file).map_err(Error::io("read", path.display()))?;
                     direct = false;
@@ -332,25 +335,6 @@ fn open_object(path: &Path) -> Result<Option<File>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io("open", path.display())(e)),
     }
-}
-
-/// Renames without replacing; false if the name is taken.
-fn rename_new(from: &Path, to: &Path) -> io::Result<bool> {
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(true),
-        Err(Errno::EXIST) => Ok(false),
-        // Filesystems without RENAME_NOREPLACE: a hard link is exclusive too.
-        Err(Errno::INVAL | Errno::NOSYS) => match fs::hard_link(from, to) {
-            Ok(()) => fs::remove_file(from).map(|()| true),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-            Err(e) => Err(e),
-        },
-        Err(e) => Err(e.into()),
-    }
-}
-
-fn sync_dir(path: &Path) -> Result<()> {
-    File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", path.display()))
 }
 
 #[cfg(test)]

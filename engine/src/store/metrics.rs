@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::custody::Custody;
-use super::{Body, Fill, Habits, PutOutcome, ReadAt, Span, Store};
+use super::{Body, Exclusive, Fill, Habits, PutOutcome, ReadAt, Span, Store};
 use crate::error::Result;
 use crate::io::IoEngine;
 
@@ -119,6 +119,14 @@ impl<S: Store> Store for Counted<S> {
     fn delete(&self, key: &str) -> Result<()> {
         self.counters.delete.fetch_add(1, Ordering::Relaxed);
         self.inner.delete(key)
+    }
+
+    fn assure_exclusive(&self, key: &str, bytes: &[u8], again: bool) -> Result<Exclusive> {
+        self.inner.assure_exclusive(key, bytes, again)
+    }
+
+    fn reached_by(&self) -> String {
+        self.inner.reached_by()
     }
 
     fn habits(&self) -> Habits {

@@ -6,21 +6,25 @@ mod local;
 mod memory;
 mod metrics;
 pub mod object;
+mod place;
 mod price;
+mod publish;
+mod throttle;
 mod tmp;
 
 #[cfg(any(test, feature = "conformance"))]
 #[allow(clippy::unwrap_used, clippy::expect_used)] // a panic is how a test suite reports
 pub mod conformance;
 
-use std::path::Path;
 use std::sync::Arc;
 
 pub use cached::{CacheOptions, Cached};
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use metrics::{Counted, Requests};
+pub use place::Place;
 pub use price::ThawOffer;
+pub use throttle::{Limited, Limits, Throttle};
 
 use crate::error::{Error, Result};
 use crate::io::{IoEngine, PooledBuf};
@@ -96,6 +100,15 @@ pub trait ReadAt: Send + Sync {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize>;
 }
 
+/// What is known of a store's promise that [`Store::put_new`] never replaces an object.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Exclusive {
+    /// It was tried, lately or now, and holds.
+    Holds,
+    /// It could not be tried: why.
+    Untried(String),
+}
+
 /// What is fast and cheap on a store. Decorators hand on what the store inside says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Habits {
@@ -107,6 +120,8 @@ pub struct Habits {
     pub parallel_puts: usize,
     /// Ranges that are worth fetching at a time.
     pub parallel_gets: usize,
+    /// Small objects that are worth reading at a time: they cost a round trip each, and next to nothing of the line.
+    pub parallel_reads: usize,
     /// Bytes between two ranges up to which one request for both is better than two: reading them costs less than another request.
     pub gap_bytes: u64,
 }
@@ -118,6 +133,7 @@ impl Default for Habits {
             bills_requests: false,
             parallel_puts: 2,
             parallel_gets: 3,
+            parallel_reads: 4,
             gap_bytes: 256 << 10,
         }
     }
@@ -169,6 +185,22 @@ pub trait Store: Send + Sync {
 
     /// Removes an object; that it is gone already is no error.
     fn delete(&self, key: &str) -> Result<()>;
+
+    /// Tries that putting never replaces, on an object that is there with these very bytes; an error if it does.
+    /// Costs a request or two where that is not known: with `again` even if it was tried before.
+    fn assure_exclusive(&self, key: &str, bytes: &[u8], _again: bool) -> Result<Exclusive> {
+        match self.put_new(key, Body::Bytes(bytes))? {
+            PutOutcome::Exists => Ok(Exclusive::Holds),
+            PutOutcome::Created => {
+                Err(Error::Invalid { what: format!("{}: put_new replaced {key}", self.location()) })
+            }
+        }
+    }
+
+    /// By which host and proxy the place is reached, where there are several ways.
+    fn reached_by(&self) -> String {
+        String::new()
+    }
 
     /// What its callers do differently from store to store.
     fn habits(&self) -> Habits {
@@ -223,21 +255,17 @@ pub fn reread<T>(store: &dyn Store, key: &str, mut read: impl FnMut() -> Result<
     }
 }
 
-/// Opens the store that `url` names: a path, `file:///…`, or `memory:`. With `create`, makes the directory if it is not there (`init`). Object stores
-/// need more than a URL: [`object::open`].
-pub fn open(url: &str, create: bool) -> Result<Arc<dyn Store>> {
-    if url == "memory:" {
-        return Ok(Arc::new(Counted::new(MemoryStore::default())));
+/// Opens a store of this machine. With `create`, makes the directory if it is not there (`init`). Object stores need
+/// more than a place: [`object::open`].
+pub fn open(place: &Place, create: bool, limits: &Limits) -> Result<Arc<dyn Store>> {
+    match place {
+        Place::Memory => Ok(Arc::new(Counted::new(MemoryStore::default()))),
+        Place::Dir(dir) => {
+            let store = Counted::new(LocalStore::open(dir, create)?);
+            Ok(if limits.is_none() { Arc::new(store) } else { Arc::new(Limited::new(store, limits.clone())) })
+        }
+        Place::Bucket(place) => {
+            Err(Error::Invalid { what: format!("{place}: an object store is opened with its options") })
+        }
     }
-    if let Some((scheme, _)) = url.split_once("://")
-        && scheme != "file"
-    {
-        return Err(Error::Invalid {
-            what: format!(
-                "--repo {url}: there is no {scheme}://. A repository is at a path, file:///…, s3://bucket/prefix, gs://… or az://…"
-            ),
-        });
-    }
-    let path = url.strip_prefix("file://").unwrap_or(url);
-    Ok(Arc::new(Counted::new(LocalStore::open(Path::new(path), create)?)))
 }

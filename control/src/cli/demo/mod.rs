@@ -221,7 +221,7 @@ impl Demo<'_> {
     fn init(&self, passphrase: &str) -> Result<Repository, Failure> {
         self.story.step("A repository, encrypted with a random passphrase")?;
         let path = self.place.at("repository");
-        let store = store::open(&path.display().to_string(), true)?;
+        let store = store::open(&store::Place::Dir(path.clone()), true, &store::Limits::default())?;
         let options = InitOptions { program: host::PROGRAM.into(), ..InitOptions::default() };
         let repo = Repository::init(store, &options, &AccessKey::passphrase(passphrase))?;
         self.story.repository(&repo)?;

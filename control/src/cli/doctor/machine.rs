@@ -7,7 +7,7 @@ use penstock_engine::io::{self, IoEngine, IoEngineChoice};
 use rustix::process::{Resource, getrlimit};
 
 use super::super::check::Check;
-use super::super::{host, units};
+use super::super::{cgroup, host, units};
 
 /// The oldest kernel whose io_uring is worth using: 5.10 is the oldest with long-term support.
 const KERNEL_MIN: (u32, u32) = (5, 10);
@@ -17,11 +17,23 @@ const KERNEL_MEMLOCK_FREE: (u32, u32) = (5, 12);
 const MEMORY_BYTES_MIN: u64 = 512 << 20;
 /// Locked memory that registered buffers and rings may need where they are counted.
 const MEMLOCK_BYTES_MIN: u64 = 64 << 20;
+/// Below this, connections and cached files get fewer than they would take.
+const DESCRIPTORS_MIN: u64 = 512;
 /// 2026-01-01T00:00:00Z: this program did not exist before.
 const UNIX_S_MIN: i64 = 1_767_225_600;
 
 pub fn checks() -> Vec<Check> {
-    vec![kernel(), io_engine(), cores(), cpu_features(), memory(), memlock(), loop_devices(), clock()]
+    vec![
+        kernel(),
+        io_engine(),
+        cores(),
+        cpu_features(),
+        memory(),
+        memlock(),
+        descriptors(),
+        loop_devices(),
+        clock(),
+    ]
 }
 
 fn kernel() -> Check {
@@ -114,8 +126,7 @@ fn memory() -> Check {
         return Check::warn("memory", "unknown", "/proc/meminfo cannot be read");
     };
     let total = host::kib_field(&meminfo, "MemTotal:").unwrap_or(available);
-    let limit =
-        fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let limit = cgroup::memory_max_bytes();
     let usable = limit.map_or(available, |limit| limit.min(available));
     let mut found = format!("{} available of {}", units::size(available), units::size(total));
     if let Some(limit) = limit {
@@ -143,6 +154,18 @@ fn memlock() -> Check {
             units::size(bytes),
             "kernels before 5.12 count io_uring's rings: `ulimit -l 65536` (KiB), or LimitMEMLOCK=64M in the unit",
         ),
+    }
+}
+
+fn descriptors() -> Check {
+    match getrlimit(Resource::Nofile).current {
+        Some(max) if max < DESCRIPTORS_MIN => Check::warn(
+            "descriptors",
+            max.to_string(),
+            "fewer requests at a time, and fewer cached files held open: `ulimit -n 1024`, or LimitNOFILE= in the unit",
+        ),
+        Some(max) => Check::ok("descriptors", max.to_string()),
+        None => Check::ok("descriptors", "unlimited"),
     }
 }
 

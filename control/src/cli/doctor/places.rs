@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use penstock_engine::Error;
 use penstock_engine::repo::{Listed, Repository};
+use penstock_engine::store::{Exclusive, Place};
 use rustix::fs::OFlags;
 
 use super::super::check::Check;
@@ -27,13 +28,9 @@ pub fn checks(session: &Session) -> Vec<Check> {
     checks
 }
 
-/// The directory of a local repository.
+/// The directory of a local repository. What is no place at all is told when the repository is opened.
 fn local_dir(url: &str) -> Option<PathBuf> {
-    match url.strip_prefix("file://") {
-        Some(path) => Some(PathBuf::from(path)),
-        None if url.contains("://") || url.starts_with("memory:") => None,
-        None => Some(PathBuf::from(url)),
-    }
+    Place::parse(url).ok()?.dir().map(Path::to_owned)
 }
 
 fn state_dir() -> Check {
@@ -111,6 +108,7 @@ fn repository(session: &Session) -> Vec<Check> {
             penstock_engine::format::VERSION
         ),
     )];
+    checks.push(exclusive(&repo));
     checks.push(match repo.points() {
         Ok(listed) => {
             let damaged = listed.iter().filter(|item| matches!(item, Listed::Damaged { .. })).count();
@@ -131,6 +129,33 @@ fn repository(session: &Session) -> Vec<Check> {
     checks
 }
 
+/// Tries that putting never replaces what is there.
+fn exclusive(repo: &Repository) -> Check {
+    const NAME: &str = "exclusive puts";
+    match repo.assure_exclusive_puts(true) {
+        Ok(Exclusive::Holds) => Check::ok(NAME, "what is there is never replaced"),
+        Ok(Exclusive::Untried(why)) => Check::warn(
+            NAME,
+            format!("not tried: {why}"),
+            "these credentials may only read: backups need more",
+        ),
+        Err(error) if is_read_only(&error) => {
+            Check::warn(NAME, format!("not tried: {error}"), "it cannot be written: backups need that")
+        }
+        Err(error) => Check::fail(
+            NAME,
+            error.to_string(),
+            "take another filesystem or service: here, backups could destroy each other",
+        ),
+    }
+}
+
+fn is_read_only(error: &Error) -> bool {
+    let codes =
+        [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::PermissionDenied, io::ErrorKind::StorageFull];
+    matches!(error, Error::Io { source, .. } if codes.contains(&source.kind()))
+}
+
 /// As every verb opens it, but without asking: a check-up also runs where nobody answers.
 fn open(session: &Session) -> Result<Repository, Failure> {
     let store = session.store()?;
@@ -144,6 +169,7 @@ fn advice_for(failure: &Failure) -> &'static str {
     match failure {
         Failure::Engine(Error::NotARepository { .. }) => "check --repo, or create one with `penstock init`",
         Failure::Engine(Error::WrongKey { .. }) => "use the passphrase or key file that it was created with",
+        Failure::Engine(Error::Invalid { what }) if what.starts_with("--repo") => "see above",
         Failure::Engine(Error::Invalid { .. }) => {
             "name its key by --password-file, PENSTOCK_PASSWORD or --key-file"
         }
@@ -163,6 +189,7 @@ mod tests {
         assert_eq!(local_dir("file:///backup"), Some(PathBuf::from("/backup")));
         assert_eq!(local_dir("s3://bucket/x"), None);
         assert_eq!(local_dir("memory:"), None);
+        assert_eq!(local_dir("s3:bucket/x"), None);
     }
 
     #[test]

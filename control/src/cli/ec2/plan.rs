@@ -1,6 +1,6 @@
 //! `penstock ec2 plan`: what a backup would read, how, in what time and for how much.
 
-use penstock_engine::store::object::Place;
+use penstock_engine::store::Place;
 use serde::Serialize;
 
 use super::super::exit::{Exit, Outcome};
@@ -83,7 +83,10 @@ fn store_traffic(
 ) -> Result<StoreTraffic, super::super::exit::Failure> {
     let globals = &session.globals;
     let place = match globals.repo.as_deref() {
-        Some(url) if !url.is_empty() => Place::parse(url)?,
+        Some(url) if !url.is_empty() => match Place::parse(url)? {
+            Place::Bucket(place) => Some(place),
+            Place::Dir(_) | Place::Memory => None,
+        },
         _ => None,
     };
     let far = &globals.far;

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
@@ -12,12 +12,54 @@ use std::time::{Duration, SystemTime};
 use super::super::Span;
 use super::entry::{self, Entry};
 use crate::error::{Error, Result};
+use crate::limits;
 
-/// Open entries kept.
+/// Open entries kept, and what they may take of the process's descriptors.
 const OPEN_MAX: usize = 256;
+const OPEN_SHARE: f64 = 0.25;
 /// A file being written that is older than this belongs to a dead process.
 const STALE: Duration = Duration::from_secs(3600);
 const UNFINISHED: &str = ".new-";
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+/// An object that comes piece by piece, on its way into the cache. What does not become an entry is gone with it.
+#[derive(Debug)]
+pub struct Growing {
+    file: File,
+    path: PathBuf,
+    sums: entry::Sums,
+    bytes: u64,
+}
+
+impl Growing {
+    /// The next bytes.
+    pub fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.sums.add(bytes);
+        self.bytes += bytes.len() as u64;
+        self.file.write_all(bytes)
+    }
+
+    /// Bytes so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The head comes first, and is known last: the object is copied behind it, which the kernel does by itself.
+    fn write_to(mut self, out: &mut File, key: &str) -> io::Result<()> {
+        out.write_all(&std::mem::take(&mut self.sums).head(key))?;
+        self.file.seek(SeekFrom::Start(0))?;
+        io::copy(&mut self.file, out).map(drop)
+    }
+}
+
+impl Drop for Growing {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
 
 /// Entries as files of one directory, named by the hash of their key.
 #[derive(Debug)]
@@ -28,6 +70,7 @@ pub struct Disk {
     held: AtomicU64,
     next: AtomicU64,
     open: Mutex<HashMap<String, Arc<Entry>>>,
+    open_max: usize,
 }
 
 impl Disk {
@@ -38,8 +81,9 @@ impl Disk {
             .mode(0o700)
             .create(&dir)
             .map_err(Error::io("create", dir.display()))?;
-        let disk =
-            Self { dir, bytes_max, held: AtomicU64::new(0), next: AtomicU64::new(0), open: Mutex::default() };
+        let open_max = OPEN_MAX.min(limits::descriptors_for(OPEN_SHARE));
+        let (held, next, open) = (AtomicU64::new(0), AtomicU64::new(0), Mutex::default());
+        let disk = Self { dir, bytes_max, held, next, open, open_max };
         disk.shrink(bytes_max);
         Ok(disk)
     }
@@ -79,7 +123,7 @@ impl Disk {
             return None;
         };
         let mut open = self.opened();
-        if open.len() >= OPEN_MAX {
+        if open.len() >= self.open_max {
             open.clear();
         }
         open.insert(key.to_owned(), entry.clone());
@@ -88,22 +132,40 @@ impl Disk {
 
     /// Adds an entry. It appears whole: the file is renamed to its name. No sync, since a torn file is told by its checksums.
     pub fn put(&self, key: &str, object: &[u8]) -> io::Result<()> {
-        if object.len() as u64 > self.bytes_max / 2 {
+        if !self.has_room_for(object.len() as u64) {
             return Err(io::Error::other("it is too large for the cache"));
         }
+        let unfinished = self.unfinished();
+        let written = create(&unfinished).and_then(|mut file| entry::write(&mut file, key, object));
+        self.finish(key, &unfinished, written)
+    }
+
+    /// Begins an entry whose bytes come piece by piece.
+    pub fn begin(&self) -> io::Result<Growing> {
+        let path = self.unfinished();
+        Ok(Growing { file: create(&path)?, path, sums: entry::Sums::default(), bytes: 0 })
+    }
+
+    /// Adds an entry that is whole now.
+    pub fn end(&self, key: &str, growing: Growing) -> io::Result<()> {
+        let unfinished = self.unfinished();
+        let written = create(&unfinished).and_then(|mut file| growing.write_to(&mut file, key));
+        self.finish(key, &unfinished, written)
+    }
+
+    /// True if an object of that length may be kept.
+    pub fn has_room_for(&self, bytes: u64) -> bool {
+        bytes <= self.bytes_max / 2
+    }
+
+    fn unfinished(&self) -> PathBuf {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let unfinished = self.dir.join(format!("{UNFINISHED}{}-{number}", std::process::id()));
-        let written = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&unfinished)
-            .and_then(|mut file| {
-                entry::write(&mut file, key, object)?;
-                file.metadata()
-            });
-        let renamed = written.and_then(|meta| fs::rename(&unfinished, self.path(key)).map(|()| meta.len()));
+        self.dir.join(format!("{UNFINISHED}{}-{number}", std::process::id()))
+    }
+
+    fn finish(&self, key: &str, unfinished: &Path, written: io::Result<()>) -> io::Result<()> {
+        let length = written.and_then(|()| fs::metadata(unfinished));
+        let renamed = length.and_then(|meta| fs::rename(unfinished, self.path(key)).map(|()| meta.len()));
         match renamed {
             Ok(bytes) => {
                 self.opened().remove(key);
@@ -113,7 +175,7 @@ impl Disk {
                 Ok(())
             }
             Err(error) => {
-                let _ = fs::remove_file(&unfinished);
+                let _ = fs::remove_file(unfinished);
                 Err(error)
             }
         }

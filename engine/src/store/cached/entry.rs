@@ -36,16 +36,57 @@ fn sum(parts: &[&[u8]]) -> Sum {
     sum
 }
 
+/// Checksums of an object that comes piece by piece.
+#[derive(Debug, Default)]
+pub struct Sums {
+    sums: Vec<Sum>,
+    piece: Vec<u8>,
+    object_bytes: u64,
+}
+
+impl Sums {
+    /// The next bytes.
+    pub fn add(&mut self, mut bytes: &[u8]) {
+        self.object_bytes += bytes.len() as u64;
+        while !bytes.is_empty() {
+            if self.piece.is_empty() && bytes.len() >= PIECE_BYTES {
+                self.sums.push(sum(&[&bytes[..PIECE_BYTES]]));
+                bytes = &bytes[PIECE_BYTES..];
+                continue;
+            }
+            let count = bytes.len().min(PIECE_BYTES - self.piece.len());
+            self.piece.extend_from_slice(&bytes[..count]);
+            bytes = &bytes[count..];
+            if self.piece.len() == PIECE_BYTES {
+                self.close();
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        if !self.piece.is_empty() {
+            self.sums.push(sum(&[&self.piece]));
+            self.piece.clear();
+        }
+    }
+
+    /// The head of an entry of all that was added.
+    pub fn head(mut self, key: &str) -> Vec<u8> {
+        self.close();
+        let mut head = MAGIC.to_vec();
+        head.extend_from_slice(&self.object_bytes.to_le_bytes());
+        head.extend(self.sums.iter().flatten());
+        let head_sum = sum(&[key.as_bytes(), &head]);
+        head.extend_from_slice(&head_sum);
+        head
+    }
+}
+
 /// Writes an entry.
 pub fn write(out: &mut impl Write, key: &str, object: &[u8]) -> io::Result<()> {
-    let mut head = MAGIC.to_vec();
-    head.extend_from_slice(&(object.len() as u64).to_le_bytes());
-    for piece in object.chunks(PIECE_BYTES) {
-        head.extend_from_slice(&sum(&[piece]));
-    }
-    let head_sum = sum(&[key.as_bytes(), &head]);
-    out.write_all(&head)?;
-    out.write_all(&head_sum)?;
+    let mut sums = Sums::default();
+    sums.add(object);
+    out.write_all(&sums.head(key))?;
     out.write_all(object)
 }
 

@@ -5,14 +5,22 @@ mod disk;
 mod entry;
 
 use std::collections::HashSet;
+use std::fs;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::custody::Custody;
-use super::{Body, Habits, PutOutcome, Requests, Span, Store};
+use super::{Body, Exclusive, Fill, Habits, PutOutcome, Requests, Span, Store};
 use crate::error::Result;
 use crate::io::IoEngine;
-use disk::Disk;
+use disk::{Disk, Growing};
+
+/// What is fetched of a large object at a time.
+const FETCH_BYTES: usize = 16 << 20;
+/// How long it is believed that a store keeps its promise of exclusive puts.
+const EXCLUSIVE_FOR: Duration = Duration::from_secs(30 * 86_400);
 
 /// What is kept, and where.
 #[derive(Clone, Debug)]
@@ -29,6 +37,8 @@ pub struct CacheOptions {
 pub struct Cached {
     inner: Arc<dyn Store>,
     disk: Disk,
+    /// What files that say something of the store begin with: they stand beside the directory of entries.
+    marks: PathBuf,
     prefixes: Vec<String>,
     state: Mutex<State>,
     loaded: Condvar,
@@ -56,9 +66,10 @@ impl Cached {
     /// Wraps a store; makes the directory.
     pub fn new(inner: Arc<dyn Store>, options: &CacheOptions) -> Result<Self> {
         let name = blake3::hash(inner.location().as_bytes()).to_hex();
-        let disk = Disk::open(options.dir.join(&name[..32]), options.bytes_max)?;
+        let marks = options.dir.join(&name[..32]);
+        let disk = Disk::open(marks.clone(), options.bytes_max)?;
         let prefixes = options.prefixes.clone();
-        Ok(Self { inner, disk, prefixes, state: Mutex::default(), loaded: Condvar::new() })
+        Ok(Self { inner, disk, marks, prefixes, state: Mutex::default(), loaded: Condvar::new() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -87,6 +98,52 @@ impl Cached {
         }
     }
 
+    /// Fetches an object into the cache and gives a part of it; one that is large comes in pieces, so that it is
+    /// never in memory as a whole. What cannot be kept is passed through.
+    fn fetch(&self, key: &str, span: Span, out: &mut Vec<u8>) -> Result<Option<u64>> {
+        let first = Span::At { offset: 0, len: FETCH_BYTES };
+        let Some(object_bytes) = self.inner.get(key, first, out)? else { return Ok(None) };
+        if object_bytes <= out.len() as u64 {
+            self.keep(key, out);
+            let range = span.within(object_bytes);
+            out.truncate(range.end as usize);
+            out.drain(..range.start as usize);
+            return Ok(Some(object_bytes));
+        }
+        if let Err(error) = self.fetch_large(key, object_bytes, out)? {
+            tracing::debug!(key, "not kept in the local cache: {error}");
+            self.state().refused.insert(key.to_owned());
+        }
+        match self.disk.get(key, span, out) {
+            Some(object_bytes) => Ok(Some(object_bytes)),
+            None => self.inner.get(key, span, out),
+        }
+    }
+
+    /// The inner error is the cache's, which harms nobody. `piece` holds the first piece.
+    fn fetch_large(&self, key: &str, object_bytes: u64, piece: &mut Vec<u8>) -> Result<io::Result<()>> {
+        if !self.disk.has_room_for(object_bytes) {
+            return Ok(Err(io::Error::other("it is too large for the cache")));
+        }
+        let mut growing = match self.disk.begin() {
+            Ok(growing) => growing,
+            Err(error) => return Ok(Err(error)),
+        };
+        loop {
+            if let Err(error) = growing.add(piece) {
+                return Ok(Err(error));
+            }
+            let offset = growing.bytes();
+            if offset >= object_bytes {
+                return Ok(self.disk.end(key, growing));
+            }
+            let found = self.inner.get(key, Span::At { offset, len: FETCH_BYTES }, piece)?;
+            if found != Some(object_bytes) || piece.is_empty() {
+                return Ok(Err(io::Error::other("it went, or changed, while it was fetched")));
+            }
+        }
+    }
+
     /// Replaces `out` by a part of a kept object, fetched first if it is not there.
     fn get_kept(&self, key: &str, span: Span, out: &mut Vec<u8>) -> Result<Option<u64>> {
         if let Some(object_bytes) = self.disk.get(key, span, out) {
@@ -96,12 +153,35 @@ impl Cached {
         if let Some(object_bytes) = self.disk.get(key, span, out) {
             return Ok(Some(object_bytes)); // another thread was faster
         }
-        let Some(object_bytes) = self.inner.get(key, Span::All, out)? else { return Ok(None) };
-        self.keep(key, out);
-        let range = span.within(object_bytes);
-        out.truncate(range.end as usize);
-        out.drain(..range.start as usize);
-        Ok(Some(object_bytes))
+        self.fetch(key, span, out)
+    }
+
+    /// A file that says that the store kept its promise of exclusive puts.
+    fn exclusive_mark(&self) -> PathBuf {
+        let way = blake3::hash(self.inner.reached_by().as_bytes()).to_hex();
+        self.marks.with_extension(format!("exclusive-{}", &way[..16]))
+    }
+}
+
+/// Writes what is stored into the cache too. A cache that fails is left out: it never fails the write.
+struct Tee<'a> {
+    out: &'a mut dyn Write,
+    copy: &'a mut Option<Growing>,
+}
+
+impl Write for Tee<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        let copied = self.copy.as_mut().map(|copy| copy.add(&bytes[..count]));
+        if let Some(Err(error)) = copied {
+            tracing::debug!("not kept in the local cache: {error}");
+            *self.copy = None;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 
@@ -118,6 +198,39 @@ impl Store for Cached {
             self.keep(key, &copy);
         }
         Ok(outcome)
+    }
+
+    fn put_streamed(&self, key: &str, fill: &mut Fill<'_>) -> Result<PutOutcome> {
+        let mut copy = if self.keeps(key) { self.disk.begin().ok() } else { None };
+        let outcome = self.inner.put_streamed(key, &mut |out| fill(&mut Tee { out, copy: &mut copy }))?;
+        if let (PutOutcome::Created, Some(copy)) = (outcome, copy)
+            && self.disk.has_room_for(copy.bytes())
+            && let Err(error) = self.disk.end(key, copy)
+        {
+            tracing::debug!(key, "not kept in the local cache: {error}");
+        }
+        Ok(outcome)
+    }
+
+    fn assure_exclusive(&self, key: &str, bytes: &[u8], again: bool) -> Result<Exclusive> {
+        let mark = self.exclusive_mark();
+        let tried =
+            fs::metadata(&mark).and_then(|meta| meta.modified()).ok().and_then(|at| at.elapsed().ok());
+        if !again && tried.is_some_and(|age| age < EXCLUSIVE_FOR) {
+            return Ok(Exclusive::Holds);
+        }
+        let _ = fs::remove_file(&mark);
+        let exclusive = self.inner.assure_exclusive(key, bytes, again)?;
+        if exclusive == Exclusive::Holds
+            && let Err(error) = fs::write(&mark, self.location())
+        {
+            tracing::debug!("that puts are exclusive is not remembered: {error}");
+        }
+        Ok(exclusive)
+    }
+
+    fn reached_by(&self) -> String {
+        self.inner.reached_by()
     }
 
     fn get(&self, key: &str, span: Span, out: &mut Vec<u8>) -> Result<Option<u64>> {
@@ -229,6 +342,61 @@ mod tests {
         again.get("points/a", Span::All, &mut out).unwrap();
         again.get("points/a", Span::All, &mut out).unwrap();
         assert_eq!(inner.requests().get, 3, "other objects are not kept");
+    }
+
+    #[test]
+    fn large_objects_come_and_go_in_pieces() {
+        let (dir, inner, cached) = fixture(1 << 30);
+        let bytes = contents(3, 2 * FETCH_BYTES + 12_345);
+        let piecewise =
+            |out: &mut dyn Write| bytes.chunks(100_003).for_each(|piece| out.write_all(piece).unwrap());
+        let put = cached.put_streamed("index/a", &mut |out| {
+            piecewise(out);
+            Ok(())
+        });
+        assert_eq!(put.unwrap(), PutOutcome::Created);
+        let check = |cached: &Cached, gets: u64, context: &str| {
+            let (mut out, offset) = (Vec::new(), FETCH_BYTES - 100);
+            let found =
+                cached.get("index/a", Span::At { offset: offset as u64, len: 200 }, &mut out).unwrap();
+            assert_eq!(
+                (found, out.as_slice()),
+                (Some(bytes.len() as u64), &bytes[offset..offset + 200]),
+                "{context}"
+            );
+            cached.get("index/a", Span::Last(9), &mut out).unwrap();
+            assert_eq!(out, bytes[bytes.len() - 9..], "{context}");
+            assert_eq!(inner.requests().get, gets, "{context}");
+        };
+        check(&cached, 0, "kept as it was stored");
+        cached.distrust("index/a");
+        check(&cached, 3, "fetched in three pieces");
+        let left: Vec<_> =
+            std::fs::read_dir(std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path())
+                .unwrap()
+                .collect();
+        assert_eq!(left.len(), 1, "no unfinished file is left: {left:?}");
+        check(
+            &wrap(&dir.path().join("small"), &inner, 1 << 20),
+            6,
+            "too large: passed through, once looked at",
+        );
+    }
+
+    #[test]
+    fn exclusive_puts_are_tried_once() {
+        let (dir, inner, cached) = fixture(1 << 30);
+        let holds = |cached: &Cached, again| {
+            cached.assure_exclusive("config", b"x", again).is_ok_and(|found| found == Exclusive::Holds)
+        };
+        assert!(!holds(&cached, false), "a put that creates is no proof");
+        assert!(holds(&cached, false), "a failure is not remembered, and now there is something to put on");
+        inner.delete("config").unwrap();
+        assert!(
+            holds(&cached, false) && holds(&wrap(dir.path(), &inner, 1 << 30), false),
+            "remembered across runs"
+        );
+        assert!(!holds(&cached, true), "asked again all the same");
     }
 
     #[test]

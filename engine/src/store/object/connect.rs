@@ -1,23 +1,27 @@
 //! Clients of the three services.
 
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use object_store::azure::MicrosoftAzureBuilder;
-use object_store::client::HttpConnector as _;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::list::PaginatedListStore;
 use object_store::multipart::MultipartStore;
-use object_store::{Certificate, ClientOptions, HeaderValue, ObjectStore, RetryConfig};
+use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
 use super::http::Connector;
 use super::options::{ChecksumKind, ObjectOptions, Place, ServerSide, Service};
 use super::s3::{S3, Signer};
 use crate::error::{Error, Result};
+use crate::id::random_bytes;
 use crate::store::metrics::Counters;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many times the limit of silence a connection lives whose bytes are not acknowledged: a receiver that is slow,
+/// and says so, is not dead.
+const UNACKNOWLEDGED: u32 = 2;
 
 /// One service behind the traits that are used of it.
 pub struct Client {
@@ -36,20 +40,24 @@ pub fn connect(place: &Place, options: &ObjectOptions, counters: &Arc<Counters>)
     let signer = options.aws.as_ref().filter(|_| place.service == Service::S3).map(|access| {
         Signer::new(access.provider.clone(), region(options).to_owned(), options.request_payer)
     });
-    let connector = Connector { counters: counters.clone(), signer: signer.clone() };
+    let connector = Connector {
+        client: client(options)?,
+        counters: counters.clone(),
+        signer: signer.clone(),
+        limits: options.limits.clone(),
+    };
     let once = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-    let client_options = client_options(options)?;
+    let client_options = ClientOptions::new().with_allow_http(allows_http(options));
     let invalid = |error: object_store::Error| Error::Invalid { what: format!("--repo {place}: {error}") };
     match place.service {
         Service::S3 => {
             let beside = match signer {
                 Some(signer) => {
-                    let client = connector.connect(&client_options).map_err(invalid)?;
                     let customer_key = match &options.server_side {
                         ServerSide::Customer(key) => Some(key.as_str()),
                         _ => None,
                     };
-                    Some(S3::new(client, signer, bucket_url(place, options)?, customer_key)?)
+                    Some(S3::new(connector.client(), signer, bucket_url(place, options)?, customer_key)?)
                 }
                 None => None,
             };
@@ -145,26 +153,49 @@ fn with_bucket(endpoint: &str, bucket: &str) -> Result<String> {
     }
 }
 
-fn client_options(options: &ObjectOptions) -> Result<ClientOptions> {
-    let agent = HeaderValue::from_static(concat!("penstock/", env!("CARGO_PKG_VERSION")));
+fn allows_http(options: &ObjectOptions) -> bool {
     let plain = options.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
-    // The time limits of `retry.rs` hold for whole attempts.
-    let mut client = ClientOptions::new()
-        .with_user_agent(agent)
-        .with_allow_http(plain || std::env::var_os("AZURE_STORAGE_USE_EMULATOR").is_some())
-        .with_connect_timeout(CONNECT_TIMEOUT)
-        .with_timeout_disabled();
+    plain || std::env::var_os("AZURE_STORAGE_USE_EMULATOR").is_some()
+}
+
+/// What connects. Time limits are `retry.rs`'s; the kernel's own is for bytes that nobody acknowledges.
+fn client(options: &ObjectOptions) -> Result<reqwest::Client> {
+    let invalid =
+        |what: &str, e: reqwest::Error| Error::Invalid { what: format!("{what}: {}", e.without_url()) };
+    let silence = options.patience.unwrap_or_default().attempt;
+    let mut client = reqwest::Client::builder()
+        .user_agent(concat!("penstock/", env!("CARGO_PKG_VERSION")))
+        .https_only(!allows_http(options))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_user_timeout(silence * UNACKNOWLEDGED)
+        .dns_resolver(Arc::new(Shuffled))
+        .http1_only();
     if let Some(proxy) = &options.proxy {
-        client = client.with_proxy_url(proxy);
+        let proxy = reqwest::Proxy::all(proxy).map_err(|e| invalid("--s3-proxy", e))?;
+        client = client.proxy(proxy);
     }
     if let Some(path) = &options.ca_bundle {
         let pem = std::fs::read(path).map_err(Error::io("read", path.display()))?;
-        let bundle = Certificate::from_pem_bundle(&pem).map_err(|e| Error::Invalid {
-            what: format!("{} is no bundle of PEM certificates: {e}", path.display()),
-        })?;
-        client = bundle.into_iter().fold(client, ClientOptions::with_root_certificate);
+        let bundle = reqwest::Certificate::from_pem_bundle(&pem)
+            .map_err(|e| invalid(&format!("{} is no bundle of PEM certificates", path.display()), e))?;
+        client = client.tls_certs_merge(bundle);
     }
-    Ok(client)
+    client.build().map_err(|e| invalid("the client of the object store", e))
+}
+
+/// All addresses of a host, in another order each time: a service that has many spreads its load by that.
+struct Shuffled;
+
+impl reqwest::dns::Resolve for Shuffled {
+    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        Box::pin(async move {
+            let looked_up = tokio::task::spawn_blocking(move || (name.as_str(), 0).to_socket_addrs());
+            let mut addresses: Vec<SocketAddr> = looked_up.await??.collect();
+            let start = random_bytes::<1>().map_or(0, |[byte]| usize::from(byte)) % addresses.len().max(1);
+            addresses.rotate_left(start);
+            Ok(Box::new(addresses.into_iter()) as reqwest::dns::Addrs)
+        })
+    }
 }
 
 #[cfg(test)]

@@ -33,6 +33,8 @@ pub enum Kind {
     Broken,
     /// The certificate of the other side is not trusted.
     Untrusted,
+    /// The service does not know what it was asked for, and never will.
+    Unsupported,
     /// Anything else; trying again does not help.
     Other,
 }
@@ -44,20 +46,20 @@ pub struct Fault {
     pub kind: Kind,
     /// When the service wants to hear again.
     pub retry_after: Option<Duration>,
-    /// The attempt took longer than it may.
+    /// The attempt was silent for longer than it may.
     pub timed_out: bool,
     what: String,
     request_id: Option<String>,
 }
 
 impl Fault {
-    /// The attempt had no answer in time.
+    /// Nothing was heard of the attempt for too long.
     pub fn timeout(after: Duration) -> Self {
         Self {
             kind: Kind::NoAnswer,
             retry_after: None,
             timed_out: true,
-            what: format!("no answer within {} s", after.as_secs_f32().round()),
+            what: format!("no answer, and no byte moved, for {} s", after.as_secs_f32().round()),
             request_id: None,
         }
     }
@@ -126,6 +128,7 @@ fn kind(error: &object_store::Error, status: Option<u16>, code: &str, text: &str
         | "InternalError"
         | "OperationAborted"
         | "ConditionalRequestConflict" => return Kind::Broken,
+        "NotImplemented" => return Kind::Unsupported,
         "BlobAlreadyExists" | "RestoreAlreadyInProgress" => return Kind::Exists,
         "InvalidObjectState" | "BlobArchived" => return Kind::Archived,
         // 503, and yet not worth repeating for minutes: another speed is.
@@ -143,6 +146,7 @@ fn kind(error: &object_store::Error, status: Option<u16>, code: &str, text: &str
         (_, Some(416)) => Kind::OutOfRange,
         (_, Some(401 | 403)) => Kind::Denied,
         (_, Some(429 | 503)) => Kind::Overloaded,
+        (_, Some(501)) => Kind::Unsupported,
         (_, Some(408 | 500..)) => Kind::Broken,
         (_, Some(300..)) => Kind::Other,
         (object_store::Error::AlreadyExists { .. }, _) => Kind::Exists,
@@ -190,6 +194,11 @@ fn advice(kind: Kind, what: &str) -> &'static str {
         Kind::Overloaded => "the service limits the rate: run it again, it continues from what is stored",
         Kind::NoAnswer => {
             "check the network, --s3-endpoint and the proxy; run it again, it continues from what is stored"
+        }
+        Kind::Unsupported => {
+            "the service does not implement this request. Objects are put only where there is none \
+             (If-None-Match: *), which Amazon S3 and many others know: a service without it cannot hold a \
+             repository. If it is the checksum that it does not know: --s3-checksum off"
         }
         Kind::Untrusted => "name the certificate authority by --s3-ca-bundle",
         Kind::Broken => "the service fails: run it again, it continues from what is stored",
@@ -251,6 +260,7 @@ mod tests {
             ("<Error><Code>NoSuchBucket</Code><Message>no</Message>", Kind::NoBucket),
             ("<Code>ExpiredToken</Code>", Kind::Expired),
             ("<Code>BadDigest</Code>", Kind::Broken),
+            ("<Code>NotImplemented</Code>", Kind::Unsupported),
             ("<Code>InvalidObjectState</Code><StorageClass>GLACIER</StorageClass>", Kind::Archived),
             ("<Code>RestoreAlreadyInProgress</Code>", Kind::Exists),
             ("<Code>GlacierExpeditedRetrievalNotAvailable</Code>", Kind::Other),
@@ -260,6 +270,8 @@ mod tests {
             assert_eq!(Fault::of(&generic(text), &none).kind, expected, "{text}");
         }
         assert!(Fault::timeout(Duration::from_secs(3)).is_passing());
+        let unsupported = Fault::of(&generic("<Code>NotImplemented</Code>"), &none);
+        assert!(!unsupported.is_passing() && !unsupported.is_answer());
     }
 
     #[test]

@@ -8,6 +8,11 @@ use tokio::sync::Notify;
 /// After a cut, further complaints belong to requests that were sent before it.
 const CUT_PAUSE: Duration = Duration::from_secs(1);
 
+/// A large body that takes longer is on a slow line.
+const SLOW: Duration = Duration::from_secs(30);
+/// One that takes less leaves room for another beside it.
+const QUICK: Duration = Duration::from_secs(10);
+
 /// Additive increase, multiplicative decrease.
 #[derive(Debug)]
 pub struct Limiter {
@@ -37,12 +42,13 @@ impl Drop for Slot<'_> {
 impl Limiter {
     /// Begins with all of `max`.
     pub fn new(max: usize) -> Self {
-        let max = max.max(1) as f64;
-        Self {
-            state: Mutex::new(State { limit: max, under_way: 0, cut_at: None }),
-            freed: Notify::new(),
-            max,
-        }
+        Self::beginning_with(max, max)
+    }
+
+    /// Begins with some of `max`.
+    pub fn beginning_with(limit: usize, max: usize) -> Self {
+        let (limit, max) = (limit.clamp(1, max.max(1)) as f64, max.max(1) as f64);
+        Self { state: Mutex::new(State { limit, under_way: 0, cut_at: None }), freed: Notify::new(), max }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -77,6 +83,21 @@ impl Limiter {
         state.limit = (state.limit + 1.0 / state.limit).min(self.max);
         if state.limit.floor() > before {
             self.freed.notify_one();
+        }
+    }
+
+    /// Large bodies: one took so long. On a slow line fewer at a time, so that less is lost with each that fails; on a
+    /// fast one soon as many as may be.
+    pub fn took(&self, time: Duration, now: Instant) {
+        match time {
+            _ if time > SLOW => self.was_too_much(now),
+            _ if time < QUICK => {
+                let mut state = self.state();
+                state.limit = (state.limit + 1.0).min(self.max);
+                drop(state);
+                self.freed.notify_one();
+            }
+            _ => {}
         }
     }
 
@@ -116,6 +137,18 @@ mod tests {
         assert!((3..8).contains(&limiter.limit()), "{}", limiter.limit());
         (0..1000).for_each(|_| limiter.went_well());
         assert_eq!(limiter.limit(), 16, "never more than there were");
+    }
+
+    #[test]
+    fn large_bodies_are_few_on_a_slow_line_and_many_on_a_fast_one() {
+        let limiter = Limiter::beginning_with(4, 16);
+        let start = Instant::now();
+        (0..20).for_each(|_| limiter.took(Duration::from_secs(1), start));
+        assert_eq!(limiter.limit(), 16);
+        limiter.took(Duration::from_secs(20), start);
+        assert_eq!(limiter.limit(), 16, "neither slow nor quick");
+        (0..6).for_each(|n| limiter.took(Duration::from_secs(100), start + CUT_PAUSE * n));
+        assert_eq!(limiter.limit(), 1);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use object_store::aws::AwsCredentialProvider;
 use super::retry::Patience;
 use crate::error::{Error, Result};
 use crate::store::custody::ObjectLock;
+use crate::store::throttle::Limits;
 
 /// Which service.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +54,9 @@ impl Place {
             .any(|part| part == "." || part == ".." || (part.is_empty() && !prefix.is_empty()))
         {
             return invalid("a prefix has no empty parts, and none called . or ..");
+        }
+        if prefix.split_once('?').is_some_and(|(_, query)| query.contains('=')) {
+            return invalid("options go behind --s3-…, not into the URL");
         }
         Ok(Some(Self { service, bucket: bucket.to_owned(), prefix: prefix.to_owned() }))
     }
@@ -155,6 +159,8 @@ pub struct ObjectOptions {
     pub patience: Option<Patience>,
     /// Requests at a time at most; chosen if `None`.
     pub connections: Option<usize>,
+    /// What bodies may use of the line.
+    pub limits: Limits,
 }
 
 #[cfg(test)]
@@ -173,7 +179,7 @@ mod tests {
         assert_eq!(place("az://b-1/x"), Some((Service::Azure, s("b-1"), s("x"), s("az://b-1/x"))));
         assert_eq!(place("/a/b"), None);
         assert_eq!(place("file:///a"), None);
-        for wrong in ["s3://", "s3:///x", "s3://b/../c", "s3://b/a//c", "s3://b c/x"] {
+        for wrong in ["s3://", "s3:///x", "s3://b/../c", "s3://b/a//c", "s3://b c/x", "s3://b/x?region=eu"] {
             assert!(Place::parse(wrong).is_err(), "{wrong}");
         }
     }

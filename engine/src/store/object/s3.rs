@@ -11,8 +11,8 @@ use object_store::aws::{AwsAuthorizer, AwsCredentialProvider};
 use object_store::client::{HttpClient, HttpRequest};
 use object_store::{HeaderMap, HeaderValue};
 
+use super::ObjectStore;
 use super::fault::{Fault, Kind};
-use super::{CONNECTIONS, ObjectStore};
 use crate::error::{Error, Result};
 use crate::store::custody::{Availability, Custody, Extended, Facts, LockMode, ObjectLock, Thaw, Thawing};
 
@@ -238,7 +238,7 @@ impl ObjectStore {
         let s3 = self.s3()?;
         let path = format!("{}{query}", self.url_path(key)?);
         let headers = if method == "HEAD" { s3.headers.clone() } else { HeaderMap::new() };
-        let ended = self.request(0, || s3.send(method, &path, &headers, body)).await;
+        let ended = self.request(|| s3.send(method, &path, &headers, body)).await;
         let tried = ended.tried();
         match ended.result {
             Ok(answer) => Ok(Ok(answer)),
@@ -283,8 +283,7 @@ impl ObjectStore {
         items: &'a [I],
         work: impl Fn(&'a I) -> F,
     ) -> Result<Vec<T>> {
-        let at_a_time = self.options.connections.unwrap_or(CONNECTIONS).max(1);
-        let all = stream::iter(items).map(work).buffered(at_a_time);
+        let all = stream::iter(items).map(work).buffered(self.at_a_time());
         let done: Vec<Result<T>> = self.runtime.block_on(all.collect());
         done.into_iter().collect()
     }
@@ -296,7 +295,7 @@ impl ObjectStore {
         }
         let s3 = self.s3()?;
         let headers = HeaderMap::new();
-        let ended = self.runtime.block_on(self.request(0, || s3.send("GET", "?object-lock", &headers, "")));
+        let ended = self.runtime.block_on(self.request(|| s3.send("GET", "?object-lock", &headers, "")));
         let tried = ended.tried();
         let text = match ended.result {
             Ok(answer) => String::from_utf8_lossy(&answer.body).into_owned(),
