@@ -74,6 +74,7 @@ pub struct Penstock {
     cwd: Option<PathBuf>,
     stdin: Option<PathBuf>,
     stdout: Option<PathBuf>,
+    wrapper: Vec<OsString>,
     time_limit: Duration,
 }
 
@@ -86,6 +87,7 @@ impl Penstock {
             cwd: None,
             stdin: None,
             stdout: None,
+            wrapper: Vec::new(),
             time_limit: TIME_LIMIT,
         };
         command.env("PENSTOCK_STATE_DIR", state_dir)
@@ -127,10 +129,31 @@ impl Penstock {
         self
     }
 
+    /// Runs it under another program (`strace`, `prlimit`), which hands on its exit code.
+    pub fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(Into::into).collect();
+        self
+    }
+
+    /// Runs it with system calls that fail, or are slow, as `strace` is told: `fdatasync:error=EIO:when=1`.
+    pub fn with_faults(self, faults: &[&str]) -> Self {
+        // -D: the tracer is not in between, so that signals and kills reach the program itself.
+        let mut wrapper = vec!["strace", "-D", "-f", "-qq", "-o", "/dev/null"];
+        faults.iter().for_each(|fault| wrapper.extend(["-e", fault]));
+        self.under(&wrapper)
+    }
+
     /// Starts it.
     pub fn spawn(self) -> Running {
         let shown = self.args.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ");
-        let mut command = Command::new(binary());
+        let mut command = match self.wrapper.split_first() {
+            Some((wrapper, args)) => {
+                let mut command = Command::new(wrapper);
+                command.args(args).arg(binary());
+                command
+            }
+            None => Command::new(binary()),
+        };
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("PENSTOCK_") {
                 command.env_remove(name);
@@ -230,8 +253,22 @@ impl Running {
 
     /// SIGINT, as Ctrl-C sends it.
     pub fn interrupt(&mut self) {
+        self.signal(Signal::INT);
+    }
+
+    /// SIGSTOP: it does nothing until [`Running::go_on`].
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
-        let _ = kill_process(pid, Signal::INT);
+        let _ = kill_process(pid, signal);
     }
 
     /// Waits for its end.
