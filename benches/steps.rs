@@ -122,14 +122,14 @@ fn index(c: &mut Criterion) {
     group.bench_function("find_present", |b| {
         b.iter_batched(
             || id(rng.draw() % ROWS),
-            |id| assert!(shared.find(&id).unwrap().is_some()),
+            |id| assert!(shared.find_to_read(&id).unwrap().is_some()),
             BatchSize::SmallInput,
         )
     });
     group.bench_function("find_absent", |b| {
         b.iter_batched(
             || id(ROWS + rng.draw() % ROWS),
-            |id| assert!(shared.find(&id).unwrap().is_none()),
+            |id| assert!(shared.find_to_read(&id).unwrap().is_none()),
             BatchSize::SmallInput,
         )
     });

@@ -29,7 +29,7 @@ use penstock_engine::manifest::{GROUP_SEGMENTS, NodeSink, TreeBuilder};
 use penstock_engine::pack::{FinishedPack, PackBuilder, pack_buffer_bytes};
 use penstock_engine::repair::{self, RepairOptions};
 use penstock_engine::repo::{InitOptions, Repository};
-use penstock_engine::store::{self, Body, Store};
+use penstock_engine::store::{self, Body, Limits, Place, Store};
 use penstock_engine::verify::{self, VerifyOptions};
 use penstock_engine::{Result, Run};
 
@@ -58,7 +58,7 @@ fn key() -> Result<AccessKey> {
 }
 
 fn open(dir: &Path) -> Result<Repository> {
-    Repository::open(store::open(&dir.display().to_string(), false)?, &key()?)
+    Repository::open(store::open(&Place::Dir(dir.to_owned()), false, &Limits::default())?, &key()?)
 }
 
 /// The id of chunk `n`: uniform, like a hash.
@@ -126,7 +126,11 @@ impl NodeSink for Nodes<'_> {
 fn build(dir: &Path, chunks: u64) -> Result<()> {
     let began = Instant::now();
     let options = InitOptions { encryption: Encryption::Aes256Gcm, ..InitOptions::default() };
-    let repo = Repository::init(store::open(&dir.display().to_string(), true)?, &options, &key()?)?;
+    let repo = Repository::init(
+        store::open(&Place::Dir(dir.to_owned()), true, &Limits::default())?,
+        &options,
+        &key()?,
+    )?;
     let mut data = Packs::new(&repo, ObjectKind::Data)?;
     for n in 0..chunks {
         // As it would be stored raw, but for its length: nobody opens it.
