@@ -56,7 +56,7 @@ impl Pipeline {
         let options = RestoreOptions {
             force: true,
             workers: self.workers,
-            state_dir: self.state_dir.clone(),
+            state_dir: Some(self.state_dir.clone()),
             ..RestoreOptions::default()
         };
         let target = RestoreTarget::Path(target.to_owned());

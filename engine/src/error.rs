@@ -114,6 +114,16 @@ pub enum Error {
         /// Why, and what the user can do.
         why: String,
     },
+    /// The target of a restore has no room left, or its quota is used up.
+    #[error("cannot write {object}: {source} ({advice})")]
+    TargetFull {
+        /// Path of the target, with the offset where there is one.
+        object: String,
+        /// What the system said.
+        source: io::Error,
+        /// How the restore is made whole, once there is room.
+        advice: &'static str,
+    },
     /// An argument is out of range or contradicts another.
     #[error("{what}")]
     Invalid {

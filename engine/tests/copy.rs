@@ -125,7 +125,7 @@ impl Write for Sink {
 fn contents(repo: &Repository, id: &str) -> Vec<u8> {
     let (point, state, sink) = (repo.resolve(id).unwrap(), tempfile::tempdir().unwrap(), Sink::default());
     let options =
-        RestoreOptions { workers: 2, state_dir: state.path().to_owned(), ..RestoreOptions::default() };
+        RestoreOptions { workers: 2, state_dir: Some(state.path().to_owned()), ..RestoreOptions::default() };
     let target = RestoreTarget::Writer(Box::new(sink.clone()));
     restore::run(repo, &point, &point.volumes[0], target, &options, &Arc::new(Run::new())).unwrap();
     sink.0.lock().unwrap().clone()

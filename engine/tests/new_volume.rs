@@ -103,7 +103,7 @@ fn a_journal_at_a_given_place_outlives_the_targets_name() {
     let options = RestoreOptions {
         workers: 1,
         journal: Some(dir.path().join("state/restore.journal")),
-        state_dir: dir.path().join("other"),
+        state_dir: Some(dir.path().join("other")),
         ..RestoreOptions::default()
     };
     store.reads_left.store(3, Ordering::SeqCst);
@@ -142,7 +142,7 @@ fn on_a_new_volume_zeros_are_not_written() {
     let options = RestoreOptions {
         workers: 1,
         zero_target: true,
-        state_dir: dir.path().join("state"),
+        state_dir: Some(dir.path().join("state")),
         ..RestoreOptions::default()
     };
     let restored = |options: &RestoreOptions| {
@@ -215,7 +215,7 @@ fn what_may_be_stale_is_compared_and_nothing_else() {
     let options = RestoreOptions {
         base: Some(base),
         stale: Some(Arc::new(stale)),
-        state_dir: dir.path().join("state"),
+        state_dir: Some(dir.path().join("state")),
         ..RestoreOptions::default()
     };
     let to = RestoreTarget::Path(target.clone());

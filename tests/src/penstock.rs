@@ -135,6 +135,14 @@ impl Penstock {
         self
     }
 
+    /// Runs it with system calls that fail, or are slow, as `strace` is told: `fdatasync:error=EIO:when=1`.
+    pub fn with_faults(self, faults: &[&str]) -> Self {
+        // -D: the tracer is not in between, so that signals and kills reach the program itself.
+        let mut wrapper = vec!["strace", "-D", "-f", "-qq", "-o", "/dev/null"];
+        faults.iter().for_each(|fault| wrapper.extend(["-e", fault]));
+        self.under(wrapper)
+    }
+
     /// Starts it.
     pub fn spawn(self) -> Running {
         let shown = self.args.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ");
@@ -245,8 +253,22 @@ impl Running {
 
     /// SIGINT, as Ctrl-C sends it.
     pub fn interrupt(&mut self) {
+        self.signal(Signal::INT);
+    }
+
+    /// SIGSTOP: it does nothing until [`Running::go_on`].
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
-        let _ = kill_process(pid, Signal::INT);
+        let _ = kill_process(pid, signal);
     }
 
     /// Waits for its end.

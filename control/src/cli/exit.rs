@@ -107,7 +107,7 @@ fn exit_of(error: &Error) -> Exit {
 
 fn kind_of(error: &Error) -> &'static str {
     match error {
-        Error::Io { .. } => "io",
+        Error::Io { .. } | Error::TargetFull { .. } => "io",
         Error::Remote { .. } => "object_store",
         Error::NotARepository { .. } => "not_a_repository",
         Error::AlreadyExists { .. } => "already_exists",
@@ -145,6 +145,7 @@ mod tests {
             (Error::SourceRefused { source_name: s(), why: s() }, 14),
             (Error::TargetRefused { target: s(), why: s() }, 14),
             (Error::Archived { object: s() }, 15),
+            (Error::TargetFull { object: s(), source: io::Error::other("y"), advice: "" }, 1),
             (Error::Invalid { what: s() }, 2),
             (Error::Cancelled, 130),
         ] {

@@ -10,18 +10,21 @@ use penstock_engine::Error;
 use penstock_engine::cold::Onto;
 use penstock_engine::format::point::{RecoveryPoint, Volume};
 use penstock_engine::repo::Repository;
-use penstock_engine::restore::{self, RestoreOptions, RestoreReport, RestoreTarget};
+use penstock_engine::restore::{self, Damage, RestoreOptions, RestoreReport, RestoreTarget};
 use penstock_engine::target::Qcow2Sink;
 use serde::Serialize;
 
 use super::args::{self, IoEngineArg};
 use super::exit::{Exit, Failure, Outcome};
-use super::output::{self, Facts};
+use super::output::{self, Facts, JsonRange};
 use super::progress::{Kind, Mode};
 use super::session::Session;
 use super::spent::Spent;
 use super::thaw::{self, ThawArgs};
 use super::{host, units};
+
+/// Damaged ranges shown; `--json` has all of them.
+const RANGES_SHOWN: usize = 20;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,6 +34,7 @@ Examples:
   penstock restore latest:web-01 disk.qcow2 --format qcow2   an image for QEMU
   penstock restore latest disk.img --base 0192ab34cd56       disk.img holds 0192ab34cd56: write what changed since
   penstock restore latest:web-01 disk.img --thaw standard --thaw-wait     data is in GLACIER: ask for it, wait, restore
+  penstock restore latest:web-01 disk.img --skip-damaged     the repository is damaged: all that can still be read
   penstock restore latest:vm - | zfs receive pool/vm";
 
 /// Restore a volume
@@ -63,6 +67,12 @@ pub struct Args {
     /// Continue a restore that was interrupted
     #[arg(long)]
     resume: bool,
+
+    /// Go on past data that is damaged or missing in the repository: write all that can be read, list the byte ranges
+    /// that are not right, and end with exit code 3. There the target reads as zeros or, with --base and --compare,
+    /// keeps what it has
+    #[arg(long)]
+    skip_damaged: bool,
 
     /// Archived data
     #[command(flatten)]
@@ -104,6 +114,9 @@ pub struct Report<'a> {
     zeroed_bytes: u64,
     resumed_bytes: u64,
     fetched_bytes: u64,
+    damaged_bytes: u64,
+    damaged_ranges: Vec<JsonRange>,
+    problems: &'a [String],
     duration_ms: u64,
     write_bytes_per_s: u64,
     io_engine: &'static str,
@@ -127,11 +140,19 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
         compare: args.compare,
         force: args.force,
         resume: args.resume,
+        skip_damaged: args.skip_damaged,
         io_engine: args.io_engine.into(),
-        ..base_options(session, host::state_dir()?)
+        // Only a journal of a device lies there.
+        ..base_options(session, host::state_dir().ok())
     };
     let onto = Onto { base: options.base.as_ref(), block_bytes: None };
-    thaw::prepare(&args.thaw, session, &repo, volume, onto)?;
+    match thaw::prepare(&args.thaw, session, &repo, volume, onto) {
+        // Which packs are needed cannot be found out; those that are archived are met on the way.
+        Err(Failure::Engine(error)) if args.skip_damaged && error.is_damage() => {
+            output::note(&format!("whether data is archived was not looked at: {error}"));
+        }
+        prepared => prepared?,
+    }
     let image = match args.format {
         Format::Qcow2 => Some(Arc::new(Qcow2Sink::create(&args.target, volume.size_bytes, args.force)?)),
         Format::Raw => None,
@@ -142,7 +163,9 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
         None => RestoreTarget::Path(args.target.clone()),
     };
     let mut done = perform(session, Mode::of(&session.globals), &repo, &point, volume, target, &options)
-        .map_err(|failure| thaw::met(failure, session, &repo, volume, &options))?;
+        .map_err(|failure| {
+            with_way_out(thaw::met(failure, session, &repo, volume, &options), session, args)
+        })?;
     if let Some(image) = image {
         image.finish()?;
     }
@@ -155,7 +178,16 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
         true => output::note(text.trim_end()),
         false => output::print(&text)?,
     }
-    Ok(Exit::Done)
+    Ok(if done.report.damage.ranges.is_empty() { Exit::Done } else { Exit::InPart })
+}
+
+/// Says of a restore that met damage how it gets past.
+fn with_way_out(failure: Failure, session: &Session, args: &Args) -> Failure {
+    let is_damage = matches!(&failure, Failure::Engine(error) if error.is_damage());
+    if is_damage && !args.skip_damaged && !session.globals.json && !session.globals.quiet {
+        output::note("with --skip-damaged a restore writes all that can be read, and lists what is missing");
+    }
+    failure
 }
 
 /// Runs the engine's restore with progress and Ctrl-C.
@@ -180,7 +212,7 @@ pub fn perform(
 }
 
 /// Options that do not come from this verb's own arguments.
-pub fn base_options(session: &Session, state_dir: PathBuf) -> RestoreOptions {
+pub fn base_options(session: &Session, state_dir: Option<PathBuf>) -> RestoreOptions {
     RestoreOptions {
         state_dir,
         workers: session.globals.worker_count(),
@@ -251,6 +283,9 @@ impl Done {
             zeroed_bytes: report.zeroed_bytes,
             resumed_bytes: report.resumed_bytes,
             fetched_bytes: report.fetched_bytes,
+            damaged_bytes: report.damage.bytes(),
+            damaged_ranges: report.damage.ranges.iter().map(JsonRange::from).collect(),
+            problems: &report.damage.reasons,
             duration_ms: report.duration_ms,
             write_bytes_per_s: units::per_second(report.written_bytes, report.duration_ms) as u64,
             io_engine: report.io_engine,
@@ -264,7 +299,7 @@ impl Done {
         let target =
             if target.as_os_str() == "-" { "standard output".into() } else { target.display().to_string() };
         let from = format!("{}/{}", output::short_id(&self.point_id), self.volume);
-        format!("restored {from} to {target}\n{}", self.facts().text())
+        format!("restored {from} to {target}\n{}{}", self.facts().text(), damage_text(&self.report.damage))
     }
 
     /// The figures for people.
@@ -297,6 +332,26 @@ impl Done {
         self.spent.add_to(&mut facts);
         facts
     }
+}
+
+/// What is not as it was backed up, and why; nothing of a whole restore.
+fn damage_text(damage: &Damage) -> String {
+    if damage.ranges.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(
+        "NOT RESTORED: {} in {}, since the repository is damaged:\n{}because of:\n",
+        units::size(damage.bytes()),
+        units::plural(damage.ranges.len() as u64, "range"),
+        output::ranges_text(&damage.ranges, RANGES_SHOWN, "  "),
+    );
+    for reason in &damage.reasons {
+        text += &format!("  {reason}\n");
+    }
+    if damage.more_reasons > 0 {
+        text += &format!("  … and {} more\n", units::count(damage.more_reasons));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -344,6 +399,19 @@ mod tests {
         assert_eq!(check_stdout(&parsed("x p -"), true, true).unwrap_err().exit(), Exit::Refused);
         assert_eq!(check_stdout(&parsed("x p - --resume"), true, false).unwrap_err().exit(), Exit::Usage);
         assert!(check_stdout(&parsed("x p t --resume"), false, true).is_ok());
+    }
+
+    #[test]
+    fn what_is_missing_is_told() {
+        let mut damage = Damage::default();
+        assert_eq!(damage_text(&damage), "");
+        damage.ranges = [(0, 4096), (8192, 16_384)].map(|(start, end)| start..end).to_vec();
+        damage.reasons = vec!["data/ab is missing".into()];
+        damage.more_reasons = 7;
+        let text = damage_text(&damage);
+        for words in ["12 KiB in 2 ranges", "8192  8 KiB", "data/ab is missing", "and 7 more"] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Block I/O: aligned buffers, the credit pool, and threads that read and write with io_uring or, where that is
-//! refused, with pread and pwrite. With `unsafe` in two files: `aligned` (allocation) and `uring` (buffer traits).
+//! refused, with pread and pwrite. With `unsafe` in three files: `aligned` (allocation), `claims` (locks and leases) and
+//! `uring` (buffer traits).
 
 pub mod aligned;
+pub mod claims;
 mod cursor;
 pub mod durable;
 pub mod engine;

@@ -1,13 +1,17 @@
-//! What a restore into a sink of blocks has to do in a segment: which blocks may differ from what is there, and how it is found out whether they do.
+//! What a restore into a sink of blocks has to do in a segment: which blocks may differ from what is there, and how
+//! it is found out whether they do.
 //!
-//! Chunks do not line up with blocks. A chunk that is not the old one says only that somewhere in it there is a difference, and where cuts moved not even that. So each
-//! block that is touched by what changed is checked, with what the old leaf says of it:
+//! Chunks do not line up with blocks. A chunk that is not the old one says only that somewhere in it there is a
+//! difference, and where cuts moved not even that. So each block that is touched by what changed is checked, with
+//! what the old leaf says of it:
 //! - A chunk inside the block that has another id at the same place: it differs, without a look at any byte.
 //! - Old zeros: it differs if the new bytes there are not zero.
 //! - An old chunk inside the block: it differs if the new bytes there do not have its id.
-//! - An old chunk that reaches into a neighbour: its id would tell of both, so it is decoded too, and its bytes in the block are compared.
+//! - An old chunk that reaches into a neighbour: its id would tell of both, so it is decoded too, and its bytes in
+//!   the block are compared.
 //!
-//! The answer is exact, and of the old state only what lies across a border of a block is ever fetched. Without a base, the old state is all zero.
+//! The answer is exact, and of the old state only what lies across a border of a block is ever fetched. Without a
+//! base, the old state is all zero.
 
 use std::ops::Range;
 
@@ -25,14 +29,14 @@ pub struct BlockWork {
     /// What of the segment is in it: a whole block, but for the volume's end.
     pub range: Range<u32>,
     /// How it is found out whether it differs.
-    pub doubt: Doubt,
+    pub check: BlockCheck,
 }
 
 /// Whether a block differs from what is there.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Doubt {
+pub enum BlockCheck {
     /// It does.
-    None,
+    Differs,
     /// It does if one of these does.
     Parts(Vec<(Range<u32>, OldPart)>),
 }
@@ -64,7 +68,8 @@ pub struct BlocksPlan {
 }
 
 impl BlocksPlan {
-    /// For a segment that is to become `new` where there is `old`, of the same length. `has` tells which of its blocks were put already.
+    /// For a segment that is to become `new` where there is `old`, of the same length. `has` tells which of its
+    /// blocks were put already.
     pub fn of(old: &Leaf, new: &Leaf, block_bytes: u32, mut has: impl FnMut(u32) -> bool) -> Self {
         let len = new.segment_bytes();
         let (old, differences) = (old.with_offsets().collect::<Pieces>(), leaf_differences(old, new));
@@ -84,14 +89,14 @@ impl BlocksPlan {
                     None => plan.zeros.push(range.start.max(*offset)..range.end.min(offset + piece.len)),
                 }
             }
-            let doubt = plan.doubt(&old, &new, &range);
-            plan.blocks.push(BlockWork { range, doubt });
+            let check = plan.check(&old, &new, &range);
+            plan.blocks.push(BlockWork { range, check });
         }
         plan
     }
 
     /// How it is found out whether a block differs; what has to be decoded for that is noted.
-    fn doubt(&mut self, old: &Pieces, new: &Pieces, block: &Range<u32>) -> Doubt {
+    fn check(&mut self, old: &Pieces, new: &Pieces, block: &Range<u32>) -> BlockCheck {
         let (mut parts, mut old_chunks) = (Vec::new(), Vec::new());
         let new = touching(new, block);
         for (offset, piece) in touching(old, block) {
@@ -104,7 +109,7 @@ impl BlocksPlan {
             match (piece.chunk, now) {
                 // Of the same length, so that neither is the beginning of the other.
                 (Some(_), Some(Piece { len, chunk: Some(_) })) if inside && len == piece.len => {
-                    return Doubt::None;
+                    return BlockCheck::Differs;
                 }
                 (Some(id), _) if inside => parts.push((part, OldPart::Chunk(id))),
                 (Some(_), _) => {
@@ -115,14 +120,15 @@ impl BlocksPlan {
             }
         }
         old_chunks.into_iter().for_each(|chunk| push_once(&mut self.old_chunks, chunk));
-        Doubt::Parts(parts)
+        BlockCheck::Parts(parts)
     }
 }
 
 impl BlockWork {
-    /// True if the block has to be put. `new` and `old` are the segment's bytes in both states, of `old` only the chunks that were to be decoded.
+    /// True if the block has to be put. `new` and `old` are the segment's bytes in both states, of `old` only the
+    /// chunks that were to be decoded.
     pub fn differs(&self, chunker: &mut Chunker, new: &[u8], old: &[u8]) -> bool {
-        let Doubt::Parts(parts) = &self.doubt else { return true };
+        let BlockCheck::Parts(parts) = &self.check else { return true };
         parts.iter().any(|(part, there)| {
             let part = part.start as usize..part.end as usize;
             match there {
@@ -180,7 +186,7 @@ mod tests {
     fn a_chunk_inside_a_block_leaves_no_doubt() {
         let plan = plan(&[(32, 1), (8, 2), (24, 3)], &[(32, 1), (8, 4), (24, 3)]);
         assert_eq!(ranges(&plan), vec![32..48]);
-        assert_eq!(plan.blocks[0].doubt, Doubt::None);
+        assert_eq!(plan.blocks[0].check, BlockCheck::Differs);
         assert!(plan.old_chunks.is_empty());
         // What shares the block comes with it.
         assert_eq!(plan.chunks.iter().map(|(at, _)| *at).collect::<Vec<_>>(), vec![32, 40]);
@@ -190,9 +196,9 @@ mod tests {
     fn a_chunk_across_a_border_is_compared_by_bytes() {
         let plan = plan(&[(8, 1), (16, 2), (40, 3)], &[(8, 1), (16, 4), (40, 3)]);
         assert_eq!(ranges(&plan), vec![0..16, 16..32]);
-        let parts = |range| Doubt::Parts(vec![(range, OldPart::Decoded)]);
-        assert_eq!(plan.blocks[0].doubt, parts(8..16));
-        assert_eq!(plan.blocks[1].doubt, parts(16..24));
+        let parts = |range| BlockCheck::Parts(vec![(range, OldPart::Decoded)]);
+        assert_eq!(plan.blocks[0].check, parts(8..16));
+        assert_eq!(plan.blocks[1].check, parts(16..24));
         assert_eq!(plan.old_chunks.len(), 1, "it is decoded once");
         assert_eq!(plan.chunks.len(), 3);
     }
@@ -204,7 +210,7 @@ mod tests {
             (0..6, OldPart::Chunk(ChunkId::new([1; 32]))),
             (6..16, OldPart::Chunk(ChunkId::new([2; 32]))),
         ];
-        assert_eq!(plan.blocks[0].doubt, Doubt::Parts(expected));
+        assert_eq!(plan.blocks[0].check, BlockCheck::Parts(expected));
         assert!(plan.old_chunks.is_empty());
     }
 
@@ -214,7 +220,7 @@ mod tests {
         assert_eq!(ranges(&plan), vec![0..16, 16..32, 32..48, 48..50]);
         assert_eq!(plan.zeros, vec![20..32, 32..48, 48..50]);
         let last = OldPart::Decoded; // it begins in the block before
-        assert_eq!(plan.blocks[3].doubt, Doubt::Parts(vec![(48..50, last)]));
+        assert_eq!(plan.blocks[3].check, BlockCheck::Parts(vec![(48..50, last)]));
     }
 
     #[test]

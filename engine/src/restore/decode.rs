@@ -1,22 +1,21 @@
-//! Decoders: open, decompress and check each chunk right where it belongs in its segment, then send the segment to be written.
+//! Decoders: open, decompress and check each chunk right where it belongs in its segment, then hand the segment on.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crossbeam::channel::{Receiver, Sender};
+use crossbeam::channel::Receiver;
 
-use super::locate::Frame;
-use super::puts::Outlet;
-use super::stored::{SegmentOut, StoredBuf, StoredRange};
-use super::strays::Batch;
-use super::{SegmentWork, Shared};
+use super::deferred::{Batch, DeferredChunk};
+use super::frames::Frame;
+use super::output::{DeferredWrites, SegmentOutput};
+use super::segment::SegmentWork;
+use super::shared::Shared;
+use super::stored::{SegmentOut, Stored, StoredBuf, StoredRange};
 use crate::chunker::Chunker;
 use crate::error::{Error, Result};
-use crate::id::SegmentNo;
-use crate::io::{AlignedBuf, BufPool, PooledBuf, WriteJob, WriteResult};
+use crate::io::{AlignedBuf, BufPool, PooledBuf};
 use crate::limits::SEGMENT_BYTES;
 use crate::pack::{FrameReader, Location};
-use crate::run::Progress;
 
 /// A chunk, and the range that it comes with.
 pub struct Placed {
@@ -32,32 +31,31 @@ pub enum Fetched {
     Segment {
         /// The segment.
         work: SegmentWork,
-        /// All chunks it needs but strays, in the order of packs.
+        /// All chunks it needs but deferred ones, in the order of packs.
         frames: Vec<Placed>,
         /// Dropped when it is decoded, after `frames`.
         out: SegmentOut,
     },
-    /// Strays of many segments.
-    Strays {
-        /// The strays, in the order of packs.
+    /// Deferred chunks of many segments.
+    Deferred {
+        /// The chunks, in the order of packs.
         batch: Batch,
-        /// Where each begins in the fetched bytes.
-        starts: Vec<usize>,
-        /// Stored bytes of all of them.
-        bytes: StoredBuf,
+        /// Stored bytes of all of them, and where each begins. Without, some could not be fetched.
+        stored: Option<(StoredBuf, Vec<usize>)>,
         /// Where they are put together.
         buf: PooledBuf,
     },
 }
 
-/// Where decoders get their work. Segments get their buffers here, in the order of the volume: the earliest one has its buffer whatever the others wait for.
-pub struct Inlet {
+/// Where decoders get their work. Segments get their buffers here, in the order of the volume: the earliest one has
+/// its buffer whatever the others wait for.
+pub struct DecodeQueue {
     input: Mutex<Receiver<Fetched>>,
     pool: BufPool,
 }
 
-impl Inlet {
-    /// An inlet for all decoders.
+impl DecodeQueue {
+    /// A queue for all decoders.
     pub fn new(input: Receiver<Fetched>, pool: BufPool) -> Arc<Self> {
         Arc::new(Self { input: Mutex::new(input), pool })
     }
@@ -74,42 +72,10 @@ impl Inlet {
     }
 }
 
-/// Comes back from the writers: what is on the target.
-#[derive(Debug)]
-pub enum Written {
-    /// A segment, but for `deferred` parts of it.
-    Segment {
-        /// Which.
-        segment: SegmentNo,
-        /// Its length.
-        len: usize,
-        /// Parts that come as strays.
-        deferred: u32,
-    },
-    /// Parts that were put off: the segment of each.
-    Strays(Vec<SegmentNo>),
-}
-
-/// Where finished segments go.
-#[derive(Clone)]
-pub enum Output {
-    /// To the writers of a target; segments without anything to write are done at once.
-    Writers {
-        /// To the writers.
-        writes: async_channel::Sender<WriteJob<Written>>,
-        /// To the collector.
-        done: Sender<WriteResult<Written>>,
-    },
-    /// To whoever writes a stream.
-    Stream(Sender<(SegmentNo, PooledBuf, usize)>),
-    /// To the putters of a sink.
-    Blocks(Outlet),
-}
-
 /// State of one decoder thread.
 pub struct Decoder {
     shared: Arc<Shared>,
-    output: Output,
+    output: Arc<dyn SegmentOutput>,
     frames: FrameReader,
     chunker: Chunker,
     /// A segment's chunks of the old state, made when there are some.
@@ -118,14 +84,14 @@ pub struct Decoder {
 
 impl Decoder {
     /// Prepares a decoder.
-    pub fn new(shared: Arc<Shared>, output: Output) -> Result<Self> {
-        let chunker = Chunker::new(shared.chunk_params, &shared.chunk_keys());
+    pub fn new(shared: Arc<Shared>, output: Arc<dyn SegmentOutput>) -> Result<Self> {
+        let chunker = shared.chunker();
         Ok(Self { shared, output, frames: FrameReader::new()?, chunker, old: None })
     }
 
     /// Works until there is no more.
-    pub fn run(mut self, inlet: &Inlet) -> Result<()> {
-        while let Some((fetched, segment_buf)) = inlet.next(&self.shared) {
+    pub fn run(mut self, queue: &DecodeQueue) -> Result<()> {
+        while let Some((fetched, segment_buf)) = queue.next(&self.shared) {
             if self.shared.run.stopped() {
                 continue;
             }
@@ -137,9 +103,7 @@ impl Decoder {
                     decoded
                 }
                 (Fetched::Segment { .. }, None) => continue, // stopped just now
-                (Fetched::Strays { batch, starts, bytes, buf }, _) => {
-                    self.strays(&batch, &starts, bytes, buf)
-                }
+                (Fetched::Deferred { batch, stored, buf }, _) => self.deferred(&batch, stored, buf),
             };
             if let Err(error) = decoded {
                 self.shared.run.fail(error);
@@ -148,85 +112,122 @@ impl Decoder {
         Ok(())
     }
 
-    fn segment(&mut self, work: SegmentWork, frames: &[Placed], mut buf: PooledBuf) -> Result<()> {
-        match &self.output {
-            // A stream gets the zeros too, and so do blocks; elsewhere nothing outside the chunks is written.
-            Output::Stream(_) => buf[..work.len].fill(0),
-            Output::Blocks(outlet) => outlet.clear(&work, &mut buf),
-            Output::Writers { .. } => {}
-        }
+    fn segment(&mut self, mut work: SegmentWork, frames: &[Placed], mut buf: PooledBuf) -> Result<()> {
+        self.output.clear(&work, &mut buf);
         let mut old = self.old.take();
+        let mut lost = std::mem::take(&mut work.lost);
         for Placed { frame, range } in frames {
-            if !range.covers(&frame.at) {
-                return Err(Error::damaged(
-                    frame.at.pack_key(),
-                    format_args!("the index has two lengths for what is at byte {}", frame.at.offset),
-                ));
-            }
-            // Else the fetcher has said why, or its panic is found when it is joined.
-            let Some(stored) = range.frame(&frame.at) else { return Ok(()) };
-            let place = frame.offset as usize..frame.offset as usize + frame.at.raw_bytes as usize;
-            let position = work.segment.offset_bytes() + u64::from(frame.offset);
+            let (place, start) = (frame.place(), work.segment.offset_bytes());
             let raw = match frame.old {
-                true => &mut old.get_or_insert_with(|| AlignedBuf::new(SEGMENT_BYTES))[place],
-                false => &mut buf[place],
+                true => &mut old.get_or_insert_with(|| AlignedBuf::new(SEGMENT_BYTES))[place.clone()],
+                false => &mut buf[place.clone()],
             };
-            self.chunk(&frame.at, &frame.id, stored, raw, position)?;
+            match self.placed(frame, range, raw, start + u64::from(frame.offset)) {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) if self.shared.damage.skips(&error) && !frame.old => {
+                    self.shared.damage.note_reason(&error);
+                    lost.push(place.start as u32..place.end as u32);
+                }
+                Err(error) => return Err(error),
+            }
         }
-        if let Output::Blocks(outlet) = &self.output {
-            outlet.send(&self.shared, &mut self.chunker, &work, buf, old.as_deref().unwrap_or_default());
-            self.old = old;
-            return Ok(());
+        for range in lost {
+            let missing = self.output.leave_out(&mut work, &range, &mut buf)?;
+            work.damaged |= !missing.is_empty();
+            self.shared.damage.note_in(work.segment, &missing);
         }
-        self.send(work, buf)
+        self.output.put(work, buf, old.as_deref().unwrap_or_default(), &mut self.chunker)?;
+        self.old = old;
+        Ok(())
+    }
+
+    /// Decodes a chunk of a segment. False if the run was stopped before its bytes came: the fetcher has said why, or
+    /// its panic is found when it is joined.
+    fn placed(&mut self, frame: &Frame, range: &StoredRange, raw: &mut [u8], position: u64) -> Result<bool> {
+        if !range.covers(&frame.at) {
+            let what = format!("the index has two lengths for what is at byte {}", frame.at.offset);
+            return Err(Error::damaged(frame.at.pack_key(), what));
+        }
+        match range.frame(&frame.at) {
+            Stored::Bytes(stored) => self.chunk(&frame.at, &frame.id, stored, raw, position)?,
+            Stored::Lost => {
+                let stored = self.fetch_alone(&frame.at)?;
+                self.chunk(&frame.at, &frame.id, &stored, raw, position)?;
+            }
+            Stored::Stopped => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Gets the stored bytes of one chunk, where the range that it is in could not be read as a whole.
+    fn fetch_alone(&self, at: &Location) -> Result<Vec<u8>> {
+        let (key, damage) = (at.pack_key(), &self.shared.damage);
+        let mut stored = vec![0; at.stored_bytes as usize];
+        let got = match damage.is_lost_pack(at.pack.id) {
+            true => None,
+            false => self.shared.store.get_into(&key, u64::from(at.offset), &mut stored)?,
+        };
+        match got {
+            None => {
+                damage.note_lost_pack(at.pack.id);
+                Err(Error::Missing { object: key, needed_by: self.shared.volume_name.clone() })
+            }
+            Some(count) if count < stored.len() => Err(Error::damaged(
+                key,
+                format_args!("truncated at byte {}", u64::from(at.offset) + count as u64),
+            )),
+            Some(_) => Ok(stored),
+        }
     }
 
     /// Decodes each chunk of a batch once, behind one another, and has it written to all of its places.
-    fn strays(
+    fn deferred(
         &mut self,
         batch: &Batch,
-        starts: &[usize],
-        bytes: StoredBuf,
+        stored: Option<(StoredBuf, Vec<usize>)>,
         mut buf: PooledBuf,
     ) -> Result<()> {
-        let (Output::Writers { writes, .. }, Some(target)) =
-            (self.output.clone(), self.shared.target.as_ref())
-        else {
-            return Ok(());
-        };
-        let file = target.file();
-        let mut scattered: Vec<(Range<u32>, u64)> = Vec::new();
-        let mut segments = Vec::with_capacity(starts.len());
-        let (mut place, mut previous) = (0..0, None);
-        for (stray, start) in batch.strays().iter().zip(starts) {
-            if previous != Some(stray.at) {
-                place = place.end..place.end + stray.at.raw_bytes as usize;
-                let raw = &mut buf[place.clone()];
-                let stored = &bytes[*start..*start + stray.at.stored_bytes as usize];
-                self.chunk(&stray.at, &stray.id, stored, raw, stray.position)?;
-                previous = Some(stray.at);
+        let mut writes = DeferredWrites::default();
+        let (mut place, mut previous, mut is_lost) = (0..0, None, false);
+        for (no, chunk) in batch.chunks().iter().enumerate() {
+            if previous != Some(chunk.at) {
+                place = place.end..place.end + chunk.at.raw_bytes as usize;
+                let bytes = stored
+                    .as_ref()
+                    .map(|(bytes, starts)| &bytes[starts[no]..starts[no] + chunk.at.stored_bytes as usize]);
+                is_lost = match self.deferred_chunk(chunk, bytes, &mut buf[place.clone()]) {
+                    Ok(()) => false,
+                    Err(error) if self.shared.damage.skips(&error) => {
+                        self.shared.damage.note_reason(&error);
+                        true
+                    }
+                    Err(error) => return Err(error),
+                };
+                previous = Some(chunk.at);
             }
-            segments.push(stray.segment());
-            let from = place.start as u32;
-            let (part, to) = (
-                from + stray.part.start..from + stray.part.end,
-                stray.position + u64::from(stray.part.start),
-            );
-            match scattered.last_mut() {
-                // Chunks of a file that was new one night lie side by side in the pack as in the volume.
-                Some((range, at))
-                    if range.end == part.start && *at + u64::from(range.end - range.start) == to =>
-                {
-                    range.end = part.end;
-                }
-                _ => scattered.push((part, to)),
+            let (from, to) = (place.start as u32, chunk.position + u64::from(chunk.part.start));
+            let part: Range<u32> = from + chunk.part.start..from + chunk.part.end;
+            if is_lost {
+                let range = to..to + u64::from(part.end - part.start);
+                self.shared.damage.note_range(range.clone());
+                writes.lost.push(range);
+            } else {
+                writes.push(part, to);
             }
         }
-        drop(bytes);
-        let tag = Written::Strays(segments);
-        let job = WriteJob { tag, file, offset_bytes: 0, buf, ranges: Vec::new(), scattered };
-        let _ = writes.send_blocking(job);
-        Ok(())
+        drop(stored);
+        self.output.put_deferred(writes, buf)
+    }
+
+    fn deferred_chunk(&mut self, chunk: &DeferredChunk, stored: Option<&[u8]>, raw: &mut [u8]) -> Result<()> {
+        match stored {
+            Some(stored) => self.chunk(&chunk.at, &chunk.id, stored, raw, chunk.position),
+            None => {
+                let stored = self.fetch_alone(&chunk.at)?;
+                self.chunk(&chunk.at, &chunk.id, &stored, raw, chunk.position)
+            }
+        }
     }
 
     /// Decodes and checks the chunk that is `stored`; it belongs at `position` of the volume.
@@ -266,56 +267,5 @@ impl Decoder {
             at.pack_key(),
             format_args!("the chunk at byte {} does not have its id", at.offset),
         ))
-    }
-
-    fn send(&self, work: SegmentWork, mut buf: PooledBuf) -> Result<()> {
-        let SegmentWork { segment, len, mut writes, zeros, fresh, deferred, .. } = work;
-        let (writer, done) = match &self.output {
-            Output::Stream(stream) => {
-                let _ = stream.send((segment, buf, len));
-                return Ok(());
-            }
-            Output::Writers { writes, done } => (writes, done),
-            Output::Blocks(_) => return Ok(()), // they do not come here
-        };
-        let offset = segment.offset_bytes();
-        for zero in zeros {
-            self.shared.zero(offset + u64::from(zero.start)..offset + u64::from(zero.end), fresh)?;
-        }
-        self.write_tail(&buf, offset, &mut writes)?;
-        // The last block of a file is written whole; what is behind the volume in it is cut off at the end.
-        let padded_end = len.next_multiple_of(crate::limits::IO_ALIGN);
-        buf[len..padded_end].fill(0);
-        for range in &mut writes {
-            if range.end as usize == len {
-                range.end = padded_end as u32;
-            }
-        }
-        let written = Written::Segment { segment, len, deferred };
-        if writes.is_empty() {
-            let _ = done.send(Ok((written, 0)));
-            return Ok(());
-        }
-        let Some(target) = &self.shared.target else { return Ok(()) };
-        let (file, scattered) = (target.file(), Vec::new());
-        let job = WriteJob { tag: written, file, offset_bytes: offset, buf, ranges: writes, scattered };
-        let _ = writer.send_blocking(job);
-        Ok(())
-    }
-
-    /// Writes the volume's last partial block on a device, and takes it out of `writes`.
-    fn write_tail(&self, buf: &PooledBuf, offset: u64, writes: &mut Vec<Range<u32>>) -> Result<()> {
-        let Some(target) = &self.shared.target else { return Ok(()) };
-        let Some(tail) = target.tail() else { return Ok(()) };
-        for range in writes.iter_mut().filter(|r| offset + u64::from(r.end) > tail.start) {
-            let start = (tail.start.max(offset + u64::from(range.start)) - offset) as u32;
-            target.write_tail(offset + u64::from(start), &buf[start as usize..range.end as usize])?;
-            let bytes = u64::from(range.end - start);
-            Shared::add(&self.shared.counters.written, bytes);
-            Progress::add(&self.shared.run.progress.new_bytes, bytes);
-            range.end = start;
-        }
-        writes.retain(|r| !r.is_empty());
-        Ok(())
     }
 }

@@ -1,21 +1,22 @@
-//! Fetchers: get ranges of packs from the store, those of segments in the order in which they are needed, and strays when there are enough.
+//! Fetchers: get ranges of packs from the store, those of segments in the order in which they are needed, and
+//! deferred chunks when there are enough.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender};
 
-use super::Shared;
 use super::decode::Fetched;
+use super::deferred::{Batch, DeferredChunk};
+use super::shared::Shared;
 use super::stored::{Budget, Request, StoredBuf};
-use super::strays::{Batch, Stray};
 use crate::error::{Error, Result};
 use crate::io::{BufPool, PooledBuf};
 use crate::limits::IO_ALIGN;
 use crate::pack::Location;
 use crate::run::Progress;
 
-/// Longest request for strays.
+/// Longest request for deferred chunks.
 const REQUEST_BYTES_MAX: u64 = 8 << 20;
 const ALIGN: u64 = IO_ALIGN as u64;
 
@@ -24,7 +25,8 @@ const ALIGN: u64 = IO_ALIGN as u64;
 pub struct Fetcher {
     shared: Arc<Shared>,
     budget: Arc<Budget>,
-    /// For the contents of strays. Segments have a pool of their own: whoever waits here holds none of theirs.
+    /// For the contents of deferred chunks. Segments have a pool of their own: whoever waits here holds none of
+    /// theirs.
     pool: BufPool,
     batches: Receiver<Batch>,
     output: Sender<Fetched>,
@@ -45,11 +47,12 @@ impl Fetcher {
     /// Works until both channels are closed and empty.
     pub fn run(self, requests: &Receiver<Request>) -> Result<()> {
         loop {
-            // Batches first: what has been put off is bounded by that. But no waiting for their buffers while decoders may wait for a range.
+            // Batches first: what has been put off is bounded by that. But no waiting for their buffers while
+            // decoders may wait for a range.
             if let Some(buf) = self.pool.try_get()
                 && let Ok(batch) = self.batches.try_recv()
             {
-                self.strays(batch, buf);
+                self.deferred(batch, buf);
                 continue;
             }
             let Ok(request) = requests.recv() else { break };
@@ -57,7 +60,7 @@ impl Fetcher {
         }
         for batch in &self.batches {
             let Some(buf) = self.pool.get_blocking() else { break };
-            self.strays(batch, buf);
+            self.deferred(batch, buf);
         }
         Ok(())
     }
@@ -69,41 +72,55 @@ impl Fetcher {
         let (first, offset, needed) = (request.first, request.offset, request.needed_bytes);
         match self.get(&first, offset, needed, request.buf()) {
             Ok(()) => request.answer(),
+            // Decoders look for each chunk of it.
+            Err(error) if self.skips(&first, &error) => request.lost(),
             Err(error) => self.shared.run.fail(error), // before they are told
         }
     }
 
-    fn strays(&self, batch: Batch, buf: PooledBuf) {
+    fn deferred(&self, batch: Batch, buf: PooledBuf) {
         if self.shared.run.stopped() {
             return;
         }
-        match self.get_all(batch.strays()) {
-            Ok((bytes, starts)) => drop(self.output.send(Fetched::Strays { batch, starts, bytes, buf })),
-            Err(error) => self.shared.run.fail(error),
-        }
+        let stored = match self.get_all(batch.chunks()) {
+            Ok(stored) => Some(stored),
+            Err(error) if self.shared.damage.skips(&error) => None,
+            Err(error) => return self.shared.run.fail(error),
+        };
+        let _ = self.output.send(Fetched::Deferred { batch, stored, buf });
     }
 
-    /// Gets all of `strays` (in the order of packs), and tells where each begins in the bytes got.
-    fn get_all(&self, strays: &[Stray]) -> Result<(StoredBuf, Vec<usize>)> {
-        let groups = groups(strays, self.shared.store.habits().gap_bytes);
-        // Each request begins and ends at 4 KiB borders of pack and buffer, so that a store in files can read past the page cache.
+    /// True if the restore goes on without what is damaged there.
+    fn skips(&self, first: &Location, error: &Error) -> bool {
+        if matches!(error, Error::Missing { .. }) {
+            self.shared.damage.note_lost_pack(first.pack.id);
+        }
+        self.shared.damage.skips(error)
+    }
+
+    /// Gets all of `chunks` (in the order of packs), and tells where each begins in the bytes got.
+    fn get_all(&self, chunks: &[DeferredChunk]) -> Result<(StoredBuf, Vec<usize>)> {
+        let groups = groups(chunks, self.shared.store.habits().gap_bytes);
+        // Each request begins and ends at 4 KiB borders of pack and buffer, so that a store in files can read past
+        // the page cache.
         let mut bytes = self.budget.take(groups.iter().map(Group::aligned_bytes).sum());
-        let mut starts = Vec::with_capacity(strays.len());
+        let mut starts = Vec::with_capacity(chunks.len());
         let mut filled = 0;
         for group in &groups {
             let from = group.bytes.start / ALIGN * ALIGN;
             let end = filled + group.aligned_bytes();
-            let members = &strays[group.members.clone()];
+            let members = &chunks[group.members.clone()];
             if let Some(first) = members.first() {
                 self.get(&first.at, from, (group.bytes.end - from) as usize, &mut bytes[filled..end])?;
             }
-            starts.extend(members.iter().map(|stray| filled + (u64::from(stray.at.offset) - from) as usize));
+            starts.extend(members.iter().map(|chunk| filled + (u64::from(chunk.at.offset) - from) as usize));
             filled = end;
         }
         Ok((bytes, starts))
     }
 
-    /// Fills `out` from byte `offset` of the pack of `first` on; all but `needed` bytes may be missing at the pack's end.
+    /// Fills `out` from byte `offset` of the pack of `first` on; all but `needed` bytes may be missing at the pack's
+    /// end.
     fn get(&self, first: &Location, offset: u64, needed: usize, out: &mut [u8]) -> Result<()> {
         let key = first.pack_key();
         match self.shared.store.get_into(&key, offset, out)? {
@@ -120,7 +137,7 @@ impl Fetcher {
     }
 }
 
-/// A range of one pack, and which strays it is for.
+/// A range of one pack, and which chunks it is for.
 struct Group {
     members: Range<usize>,
     bytes: Range<u64>,
@@ -138,14 +155,14 @@ impl Group {
     }
 }
 
-/// The requests that get `strays`, which are in the order of packs.
-fn groups(strays: &[Stray], gap_bytes: u64) -> Vec<Group> {
+/// The requests that get `chunks`, which are in the order of packs.
+fn groups(chunks: &[DeferredChunk], gap_bytes: u64) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
-    for (no, Stray { at, .. }) in strays.iter().enumerate() {
+    for (no, DeferredChunk { at, .. }) in chunks.iter().enumerate() {
         let offset = u64::from(at.offset);
         match groups.last_mut() {
             Some(last)
-                if strays[last.members.start].at.pack.id == at.pack.id && last.reaches(at, gap_bytes) =>
+                if chunks[last.members.start].at.pack.id == at.pack.id && last.reaches(at, gap_bytes) =>
             {
                 last.bytes.end = last.bytes.end.max(at.end());
                 last.members.end = no + 1;

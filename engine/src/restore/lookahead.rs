@@ -1,5 +1,6 @@
-//! The look-ahead: knows the chunks of many segments ahead, and asks for what they need of a pack in few long ranges, each once, in the order in which it is needed first.
-//! Segments go to the decoders in the order of the volume, with the ranges that hold their chunks, fetched or not.
+//! The look-ahead: knows the chunks of many segments ahead, and asks for what they need of a pack in few long ranges,
+//! each once, in the order in which it is needed first. Segments go to the decoders in the order of the volume, with
+//! the ranges that hold their chunks, fetched or not.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -7,10 +8,11 @@ use std::sync::{Arc, Weak};
 use crossbeam::channel::{Receiver, Sender};
 
 use super::decode::{Fetched, Placed};
-use super::locate::{Frame, Located};
+use super::deferred::{DEFERRED_BYTES_MAX, DeferredChunk, DeferredQueue};
+use super::frames::{Frame, Located};
+use super::segment::{SegmentPlan, SegmentWork};
+use super::shared::Shared;
 use super::stored::{Budget, Request, StoredRange};
-use super::strays::{self, Gathering, STRAY_BYTES_MAX, Stray};
-use super::{SegmentWork, Shared};
 use crate::error::Result;
 use crate::id::ObjectId;
 use crate::limits::IO_ALIGN;
@@ -55,7 +57,8 @@ struct OfPack {
 pub struct LookAhead {
     shared: Arc<Shared>,
     budget: Arc<Budget>,
-    gathering: Gathering,
+    /// Where chunks go that may be written later than their segment, if any may.
+    deferred: Option<DeferredQueue>,
     requests: Sender<Request>,
     output: Sender<Fetched>,
     ahead: VecDeque<Located>,
@@ -71,14 +74,14 @@ impl LookAhead {
     pub fn new(
         shared: Arc<Shared>,
         budget: Arc<Budget>,
-        gathering: Gathering,
+        deferred: Option<DeferredQueue>,
         requests: Sender<Request>,
         output: Sender<Fetched>,
     ) -> Self {
         Self {
             shared,
             budget,
-            gathering,
+            deferred,
             requests,
             output,
             ahead: VecDeque::new(),
@@ -110,7 +113,9 @@ impl LookAhead {
             }
             self.issue(work, frames);
         }
-        self.gathering.finish();
+        if let Some(deferred) = self.deferred {
+            deferred.finish();
+        }
         Ok(())
     }
 
@@ -145,10 +150,13 @@ impl LookAhead {
         let mut put_off = Vec::new();
         for of_pack in frames.chunk_by(|a, b| a.at.pack.id == b.at.pack.id) {
             let last = of_pack.last().map_or(0, |frame| frame.at.end());
-            let little = self.shared.target.is_some()
-                && self.packs.get(&of_pack[0].at.pack.id).is_some_and(|p| p.unasked_bytes < STRAY_BYTES_MAX);
+            let little = self.deferred.is_some()
+                && self
+                    .packs
+                    .get(&of_pack[0].at.pack.id)
+                    .is_some_and(|p| p.unasked_bytes < DEFERRED_BYTES_MAX);
             for frame in of_pack {
-                if little && self.unasked(&frame.at) && take_out(&mut work, frame, &mut put_off) {
+                if little && self.unasked(&frame.at) && defer(&mut work, frame, &mut put_off) {
                     self.used(&frame.at);
                     continue;
                 }
@@ -158,7 +166,9 @@ impl LookAhead {
                 self.used(&frame.at);
             }
         }
-        self.gathering.put_off(put_off);
+        if let Some(deferred) = &mut self.deferred {
+            deferred.put_off(put_off);
+        }
         let out = self.budget.segment_out();
         let _ = self.output.send(Fetched::Segment { work, frames: placed, out });
     }
@@ -187,7 +197,8 @@ impl LookAhead {
         }
     }
 
-    /// The range that a wanted chunk comes with, asked for if need be. `own_end` is where the last chunk ends that the same segment needs of that pack.
+    /// The range that a wanted chunk comes with, asked for if need be. `own_end` is where the last chunk ends that
+    /// the same segment needs of that pack.
     fn range_of(&mut self, at: &Location, own_end: u64) -> Option<Arc<StoredRange>> {
         let of_pack = self.packs.get_mut(&at.pack.id)?;
         if let Some(range) = &of_pack.wants.get(&at.offset)?.range {
@@ -202,13 +213,14 @@ impl LookAhead {
         let request = Request::new(&self.budget, *at, span.start, span.end, IO_ALIGN as u64);
         let range = request.range().clone();
         of_pack.asked(&range, span);
-        let _ = self.requests.send(request); // if nobody is there, those who wait are told
+        let _ = self.requests.send(request); // on a closed channel the dropped request wakes its waiters
         Some(range)
     }
 }
 
 impl OfPack {
-    /// Widens the chunk at `at` by chunks that were not asked for, first those behind it that end by `end_max`, then, if there is no such bound, those before it.
+    /// Widens the chunk at `at` by chunks that were not asked for, first those behind it that end by `end_max`, then,
+    /// if there is no such bound, those before it.
     fn grow(&self, at: &Location, end_max: u64, gap_bytes: u64) -> std::ops::Range<u64> {
         let (mut start, mut end) = (u64::from(at.offset), at.end());
         let mut useful = end - start;
@@ -254,19 +266,23 @@ impl OfPack {
     }
 }
 
-/// True if a request may be so long: but for one gap, half of it is useful. It occupies the budget as long as the last of its chunks is not needed.
+/// True if a request may be so long: but for one gap, half of it is useful. It occupies the budget as long as the
+/// last of its chunks is not needed.
 fn worth(bytes: u64, useful_bytes: u64, gap_bytes: u64) -> bool {
     bytes <= REQUEST_BYTES_MAX && bytes <= 2 * useful_bytes + gap_bytes
 }
 
 /// Takes a chunk out of what is written with its segment; false if it has to stay.
-fn take_out(work: &mut SegmentWork, frame: &Frame, put_off: &mut Vec<Stray>) -> bool {
-    let Some(parts) = strays::take_out(&mut work.writes, frame.offset, frame.at.raw_bytes) else {
-        return false;
-    };
+fn defer(work: &mut SegmentWork, frame: &Frame, put_off: &mut Vec<DeferredChunk>) -> bool {
+    let SegmentPlan::Write(set) = &mut work.plan else { return false };
+    let Some(parts) = set.defer(frame.offset, frame.at.raw_bytes) else { return false };
     let position = work.segment.offset_bytes() + u64::from(frame.offset);
-    work.deferred += parts.len() as u32;
-    put_off.extend(parts.into_iter().map(|part| Stray { at: frame.at, id: frame.id, position, part }));
+    put_off.extend(parts.into_iter().map(|part| DeferredChunk {
+        at: frame.at,
+        id: frame.id,
+        position,
+        part,
+    }));
     true
 }
 

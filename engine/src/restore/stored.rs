@@ -1,4 +1,5 @@
-//! Stored bytes between fetchers and decoders: ranges of packs, each fetched once and kept until the last segment that needs it is decoded, within a budget.
+//! Stored bytes between fetchers and decoders: ranges of packs, each fetched once and kept until the last segment
+//! that needs it is decoded, within a budget.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -43,7 +44,8 @@ impl Budget {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until a buffer of `bytes` is within the budget. False if it will not be: nothing is with the decoders that could give bytes back.
+    /// Waits until a buffer of `bytes` is within the budget. False if it will not be: nothing is with the decoders
+    /// that could give bytes back.
     pub fn wait_for_room(&self, bytes: usize) -> bool {
         let mut state = self.state();
         loop {
@@ -153,7 +155,24 @@ impl DerefMut for StoredBuf {
 pub struct StoredRange {
     start: u64,
     end: u64,
-    bytes: OnceLock<Option<StoredBuf>>,
+    answer: OnceLock<Answer>,
+}
+
+/// What became of a request.
+enum Answer {
+    Bytes(StoredBuf),
+    Lost,
+    Dropped,
+}
+
+/// The stored bytes of a frame, once they have come or are known not to.
+pub enum Stored<'a> {
+    /// They are there.
+    Bytes(&'a [u8]),
+    /// The range could not be read as a whole, and the restore goes on without what is damaged in it.
+    Lost,
+    /// They do not come, and the run knows why.
+    Stopped,
 }
 
 impl StoredRange {
@@ -162,15 +181,21 @@ impl StoredRange {
         self.start <= u64::from(at.offset) && at.end() <= self.end
     }
 
-    /// The stored bytes of a frame, waited for; `None` if they could not be fetched, and the run knows why.
-    pub fn frame(&self, at: &Location) -> Option<&[u8]> {
-        let bytes = self.bytes.wait().as_ref()?;
-        let start = u64::from(at.offset).checked_sub(self.start)? as usize;
-        bytes.get(..(self.end - self.start) as usize)?.get(start..start + at.stored_bytes as usize)
+    /// The stored bytes of a frame that the range covers, waited for.
+    pub fn frame(&self, at: &Location) -> Stored<'_> {
+        match self.answer.wait() {
+            Answer::Bytes(bytes) => {
+                let start = (u64::from(at.offset) - self.start) as usize;
+                Stored::Bytes(&bytes[start..start + at.stored_bytes as usize])
+            }
+            Answer::Lost => Stored::Lost,
+            Answer::Dropped => Stored::Stopped,
+        }
     }
 }
 
-/// A range on its way to a fetcher, who answers it; dropped without an answer, it tells those who wait that there will be none.
+/// A range on its way to a fetcher, who answers it; dropped without an answer, it tells those who wait that there
+/// will be none.
 pub struct Request {
     /// What waits for the bytes.
     range: Arc<StoredRange>,
@@ -186,12 +211,13 @@ pub struct Request {
 }
 
 impl Request {
-    /// Asks for `start..end` of the pack of `first`, widened to borders of `align` (a power of two), so that a store in files can read past the page cache.
+    /// Asks for `start..end` of the pack of `first`, widened to borders of `align` (a power of two), so that a store
+    /// in files can read past the page cache.
     pub fn new(budget: &Arc<Budget>, first: Location, start: u64, end: u64, align: u64) -> Self {
         let offset = start / align * align;
         let bytes = (end.next_multiple_of(align) - offset) as usize;
         let buf = Some(budget.take(bytes));
-        let range = Arc::new(StoredRange { start: offset, end, bytes: OnceLock::new() });
+        let range = Arc::new(StoredRange { start: offset, end, answer: OnceLock::new() });
         Self { range, first, offset, needed_bytes: (end - offset) as usize, bytes, buf }
     }
 
@@ -210,13 +236,20 @@ impl Request {
 
     /// They are there.
     pub fn answer(mut self) {
-        let _ = self.range.bytes.set(self.buf.take());
+        if let Some(buf) = self.buf.take() {
+            let _ = self.range.answer.set(Answer::Bytes(buf));
+        }
+    }
+
+    /// They cannot be read as a whole; the restore goes on.
+    pub fn lost(self) {
+        let _ = self.range.answer.set(Answer::Lost);
     }
 }
 
 impl Drop for Request {
     fn drop(&mut self) {
-        let _ = self.range.bytes.set(None); // nothing happens if it was answered
+        let _ = self.range.answer.set(Answer::Dropped); // nothing happens if it was answered
     }
 }
 

@@ -1,12 +1,13 @@
 //! A block device as a target.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{OFlags, SeekFrom, seek};
 
-use super::{Target, TargetKind, TargetOptions, refused};
+use super::steps::{Contents, Locked};
+use super::{TargetOptions, claim, refused};
 use crate::error::{Error, Result};
 use crate::io::AlignedBuf;
 use crate::io::file::OpenFile;
@@ -20,43 +21,63 @@ const EDGE_BYTES: u64 = 1 << 20;
 const SAMPLE_COUNT: u64 = 64;
 const SAMPLE_BYTES: u64 = 64 << 10;
 
-/// Opens a device exclusively: while it is open, the kernel refuses to mount it or to build anything on it.
-pub(super) fn open(path: &Path, name: String, options: TargetOptions) -> Result<Target> {
-    let rdev = usage::block_rdev(path);
-    if let Some(found) = rdev.map(usage::uses_of).transpose()?.unwrap_or_default().first() {
-        return Err(refused(&name, format!("{}. Unmount it, or choose another target", found.what)));
+/// Refuses a device that is mounted, swapped on, or part of something that is.
+pub(super) fn refuse_uses(name: &str, rdev: u64) -> Result<()> {
+    match usage::uses_of(rdev)?.first() {
+        Some(found) => Err(refused(name, format!("{}. Unmount it, or choose another target", found.what))),
+        None => Ok(()),
     }
+}
+
+/// Opens a device exclusively: while it is open, the kernel refuses to mount it or to build anything on it.
+pub(super) fn open(path: &Path, name: &str, rdev: u64) -> Result<File> {
+    claim::refuse_writers_of_device(name, &fs::metadata(path).map_err(Error::io("inspect", name))?)?;
     let opened = usage::open_exclusive(OpenOptions::new().read(true).write(true), OFlags::DIRECT, path);
-    let Some(file) = opened.map_err(Error::io("open", &name))? else {
+    let Some(file) = opened.map_err(Error::io("open", name))? else {
         let why = "it is in use by something not visible here (a mount in another namespace, RAID, ZFS, \
                    another restore)";
-        return Err(refused(&name, why));
+        return Err(refused(name, why));
     };
-    // What was checked must be what is open now: the path may be a link that udev has just moved.
-    let opened = file.metadata().map_err(Error::io("inspect", &name))?;
-    if rdev != Some(opened.rdev()) {
-        return Err(refused(&name, "another device took its name just now: try again"));
+    // What was probed must be what is open now: the path may be a link that udev has just moved.
+    let opened = file.metadata().map_err(Error::io("inspect", name))?;
+    if rdev != opened.rdev() {
+        return Err(refused(name, "another device took its name just now: try again"));
     }
-    let device_bytes = seek(&file, SeekFrom::End(0)).map_err(|e| Error::io("size", &name)(e.into()))?;
-    if device_bytes < options.size_bytes {
+    Ok(file)
+}
+
+/// Size of an open device.
+pub(super) fn size_bytes(file: &File, name: &str) -> Result<u64> {
+    seek(file, SeekFrom::End(0)).map_err(|e| Error::io("size", name)(e.into()))
+}
+
+/// Refuses a device that is too small, or holds what nobody said may be overwritten.
+pub(super) fn check(device: &Locked, options: TargetOptions) -> Result<Contents> {
+    let Locked { file, name, held_bytes: device_bytes, .. } = device;
+    if *device_bytes < options.size_bytes {
         let why = format!(
             "it is too small: it holds {device_bytes} bytes, and the volume has {}",
             options.size_bytes
         );
-        return Err(refused(&name, why));
+        return Err(refused(name, why));
     }
     if !options.accepts_contents()
         && !options.zero
-        && let Some(at) = first_data(&file, &name, device_bytes)?
+        && let Some(at) = first_data(file, name, *device_bytes)?
     {
         let why = format!(
             "it is not empty (there is data near byte {at}). Overwrite it with --force, or update it with --base \
              or --compare"
         );
-        return Err(refused(&name, why));
+        return Err(refused(name, why));
     }
-    let file = OpenFile { file, name, size_bytes: options.size_bytes, direct: true };
-    Ok(Target::new(file, path, TargetKind::Device, options, options.zero))
+    Ok(if options.zero { Contents::Zeros } else { Contents::Kept })
+}
+
+/// Nothing has to be done to a device.
+pub(super) fn prepare(locked: Locked, options: TargetOptions) -> (OpenFile, PathBuf) {
+    let Locked { file, path, name, .. } = locked;
+    (OpenFile { file, name, size_bytes: options.size_bytes, direct: true }, path)
 }
 
 /// A byte position that is not zero, if one of the places looked at has one. A device that was used and then wiped

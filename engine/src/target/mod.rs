@@ -1,19 +1,22 @@
 //! Where volumes are written to: a device or an image file. Opening one refuses whatever could destroy data that
 //! nobody asked to destroy; writing never touches a byte past the volume's size on a device.
 
+mod claim;
 mod device;
 mod file;
+mod identity;
 mod qcow2;
 mod sink;
+mod steps;
 mod zero;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::fs::{Advice, fadvise};
 
@@ -21,8 +24,15 @@ use crate::error::{Error, Result};
 use crate::io::file::OpenFile;
 use crate::limits::{IO_ALIGN, VOLUME_BYTES_MAX};
 
+pub use file::padded;
+pub use identity::Identity;
 pub use qcow2::Qcow2Sink;
 pub use sink::{BlockSink, checked_block_bytes};
+pub use steps::{Checked, Locked, Probed, probe};
+
+/// What a restore onto a device or file can be told when its space ends.
+const FULL: &str =
+    "free some space there and run the same command with --resume: it continues from what is written";
 
 /// What is to be written, and over what.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,6 +51,15 @@ pub struct TargetOptions {
 }
 
 impl TargetOptions {
+    /// Refuses a volume that is too large for any target.
+    pub fn check_size(&self) -> Result<()> {
+        if self.size_bytes > VOLUME_BYTES_MAX {
+            let what = format!("a volume of {} bytes is too large", self.size_bytes);
+            return Err(Error::Invalid { what });
+        }
+        Ok(())
+    }
+
     /// True if existing contents are expected.
     fn accepts_contents(&self) -> bool {
         self.force || self.resume || self.must_hold_data
@@ -66,37 +85,17 @@ pub struct Target {
     fresh: bool,
     /// Index into the ways of zeroing, see `zero.rs`: the first that has not been refused.
     zero_way: AtomicUsize,
+    /// The kernel tells of lost writes once: whoever asks again is told that all is well.
+    sync_failed: AtomicBool,
 }
 
-/// Opens `path` for a volume of `options.size_bytes`, after checking that this destroys nothing unasked.
+/// Opens `path` for a volume of `options.size_bytes`: all steps of [`probe`] one after another.
 ///
 /// A file is created, or grown or cut to the volume's size rounded up to 4 KiB; a device must be large enough. Fails
 /// with [`Error::TargetRefused`] when the target is in use, not empty, too small, or missing where it must hold data.
 pub fn open(path: &Path, options: TargetOptions) -> Result<Target> {
-    let name = path.display().to_string();
-    if options.size_bytes > VOLUME_BYTES_MAX {
-        return Err(Error::Invalid {
-            what: format!("a volume of {} bytes is too large", options.size_bytes),
-        });
-    }
-    let kind = match fs::metadata(path) {
-        Ok(meta) => meta.file_type(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && options.must_hold_data => {
-            return Err(refused(
-                &name,
-                "it does not exist, so it holds no state of the volume to start from",
-            ));
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return file::create(path, name, options),
-        Err(e) => return Err(Error::io("open", &name)(e)),
-    };
-    if kind.is_block_device() {
-        device::open(path, name, options)
-    } else if kind.is_file() {
-        file::open(path, name, options)
-    } else {
-        Err(refused(&name, "it is neither a block device nor a regular file"))
-    }
+    options.check_size()?;
+    probe(path)?.lock(options.must_hold_data)?.check(options)?.prepare()
 }
 
 /// Makes the entry of a new file durable.
@@ -111,14 +110,15 @@ fn refused(target: &str, why: impl Into<String>) -> Error {
 }
 
 impl Target {
-    fn new(file: OpenFile, path: &Path, kind: TargetKind, options: TargetOptions, fresh: bool) -> Self {
+    fn new(file: OpenFile, path: PathBuf, kind: TargetKind, options: TargetOptions, fresh: bool) -> Self {
         Self {
             file: Arc::new(file),
-            path: path.into(),
+            path,
             kind,
             size_bytes: options.size_bytes,
             fresh,
             zero_way: AtomicUsize::new(0),
+            sync_failed: AtomicBool::new(false),
         }
     }
 
@@ -180,20 +180,53 @@ impl Target {
             let what = format!("zeroing of {range:?} of {}: past its end", self.file.name);
             return Err(Error::Invalid { what });
         }
-        zero::zero_range(self, range)
+        zero::zero_range(self, range).map_err(|e| self.explain(e))
+    }
+
+    /// Waits until all that was written is on the medium. Once this has failed it fails for ever.
+    pub fn sync(&self) -> Result<()> {
+        self.synced(File::sync_data)
     }
 
     /// Makes the target durable: a file gets its exact size, and its directory entry is synced too.
     pub fn finish(&self) -> Result<()> {
         let file = &self.file.file;
-        let fail = || Error::io("sync", &self.file.name);
         if self.kind == TargetKind::File {
-            file.set_len(self.size_bytes).map_err(Error::io("set the size of", &self.file.name))?;
+            let sized = file.set_len(self.size_bytes);
+            sized.map_err(|e| self.explain(Error::io("set the size of", &self.file.name)(e)))?;
         }
-        file.sync_all().map_err(fail())?;
+        self.synced(File::sync_all)?;
         if self.kind == TargetKind::File {
             sync_parent(&self.path)?;
         }
         Ok(())
+    }
+
+    fn synced(&self, sync: fn(&File) -> std::io::Result<()>) -> Result<()> {
+        if self.sync_failed.load(Ordering::SeqCst) {
+            let source = std::io::Error::other("an earlier sync of it has failed, and writes are lost");
+            return Err(Error::io("sync", &self.file.name)(source));
+        }
+        sync(&self.file.file).map_err(|e| {
+            self.sync_failed.store(true, Ordering::SeqCst);
+            self.explain(Error::io("sync", &self.file.name)(e))
+        })
+    }
+
+    /// A failure to write to this target, with what helps where it is full.
+    pub fn explain(&self, error: Error) -> Error {
+        full(error, FULL)
+    }
+}
+
+/// Says of a target that is full what helps: not what helps a repository that is.
+pub(crate) fn full(error: Error, advice: &'static str) -> Error {
+    match error {
+        Error::Io { object, source, .. }
+            if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) =>
+        {
+            Error::TargetFull { object, source, advice }
+        }
+        other => other,
     }
 }

@@ -1,5 +1,7 @@
-//! An image in the format of QEMU (qcow2, version 3) as a sink of blocks: <https://www.qemu.org/docs/master/interop/qcow2.html>. Clusters of data are appended in the
-//! order they come, without compression or a backing file; clusters of zeros are left out. Where they lie is kept in memory until [`Qcow2Sink::finish`].
+//! An image in the format of QEMU (qcow2, version 3) as a sink of blocks:
+//! <https://www.qemu.org/docs/master/interop/qcow2.html>. Clusters of data are appended in the order they come,
+//! without compression or a backing file; clusters of zeros are left out. Where they lie is kept in memory until
+//! [`Qcow2Sink::finish`].
 //!
 //! ```text
 //!  header │ clusters of data … │ L2 tables │ L1 table │ refcount blocks │ refcount table
@@ -7,21 +9,19 @@
 //!
 //! Each starts at a cluster's border. The header is written last: what is not finished is not an image.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use rustix::fs::{FlockOperation, flock};
 
 use super::file::direct_writes_work;
-use super::{BlockSink, refused, sync_parent};
+use super::{BlockSink, Locked, TargetKind, TargetOptions, full, probe, refused, sync_parent};
 use crate::error::{Error, Result};
 use crate::io::AlignedBuf;
 use crate::io::file::set_direct;
-use crate::limits::{IO_ALIGN, SEGMENT_BYTES, VOLUME_BYTES_MAX};
-use crate::source::sysfs::loops_over;
+use crate::limits::{IO_ALIGN, SEGMENT_BYTES};
 
 const MAGIC: u32 = 0x5146_49fb;
 const VERSION: u32 = 3;
@@ -35,12 +35,15 @@ const ENTRY_BYTES: u64 = 8;
 /// QEMU's default, and the largest it reads.
 const CLUSTER_BITS_MIN: u32 = 16;
 const CLUSTER_BITS_MAX: u32 = 21;
-/// Clusters that an image has at most before they become larger: where they lie is then at most 32 MiB of memory up to 16 TiB, and 8 MiB of tables for each TiB.
+/// Clusters that an image has at most before they become larger: where they lie is then at most 32 MiB of memory up
+/// to 16 TiB, and 8 MiB of tables for each TiB.
 const CLUSTERS_MAX: u64 = 8 << 20;
 /// The unit that QEMU counts an image's size in.
 const SECTOR_BYTES: u64 = 512;
 /// Writes under way at a time.
 const PARALLEL: usize = 4;
+/// What helps where the image finds no room: what was written of it is removed.
+const FULL: &str = "free some space there and run the same command again: it starts anew";
 
 /// A qcow2 image that is being made.
 pub struct Qcow2Sink {
@@ -66,38 +69,13 @@ struct Clusters {
 impl Qcow2Sink {
     /// Starts an image for a volume of `size_bytes`. A file that is there is overwritten with `force` only.
     pub fn create(path: &Path, size_bytes: u64, force: bool) -> Result<Self> {
-        let name = path.display().to_string();
-        if size_bytes > VOLUME_BYTES_MAX {
-            return Err(Error::Invalid { what: format!("a volume of {size_bytes} bytes is too large") });
+        let options = TargetOptions { size_bytes, force, ..TargetOptions::default() };
+        options.check_size()?;
+        let probed = probe(path)?;
+        if probed.kind() != TargetKind::File {
+            return Err(refused(&path.display().to_string(), "a qcow2 image has to be a regular file"));
         }
-        let mut options = OpenOptions::new();
-        let file = match fs::metadata(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                options.read(true).write(true).create_new(true).open(path)
-            }
-            Err(e) => Err(e),
-            Ok(meta) if !meta.is_file() => {
-                return Err(refused(&name, "a qcow2 image has to be a regular file"));
-            }
-            Ok(meta) if meta.len() > 0 && !force => {
-                let why = format!(
-                    "it exists and holds {} bytes. Overwrite it with --force, or choose another path",
-                    meta.len()
-                );
-                return Err(refused(&name, why));
-            }
-            Ok(meta) => {
-                if let Some(device) = loops_over(&meta).first() {
-                    let why = format!("it is attached to /dev/{}: detach it first", device.name());
-                    return Err(refused(&name, why));
-                }
-                options.read(true).write(true).open(path)
-            }
-        };
-        let file = file.map_err(Error::io("create", &name))?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(refused(&name, "another restore is writing it"));
-        }
+        let Locked { file, name, .. } = probed.lock(false)?.check(options)?.locked;
         file.set_len(0).map_err(Error::io("empty", &name))?;
         let direct = set_direct(&file) && direct_writes_work(&file).map_err(Error::io("write", &name))?;
         let cluster_bits = cluster_bits(size_bytes);
@@ -109,7 +87,10 @@ impl Qcow2Sink {
 
     /// Writes the tables and, when all else is on the medium, the header. No blocks can be put after that.
     pub fn finish(&self) -> Result<()> {
-        let sync = || self.file.sync_all().map_err(Error::io("sync", &self.name));
+        let sync = || {
+            let synced = self.file.sync_all().map_err(Error::io("sync", &self.name));
+            synced.map_err(|error| full(error, FULL))
+        };
         let mut clusters = self.clusters();
         let header = self.write_tables(&mut clusters)?;
         sync()?;
@@ -166,6 +147,10 @@ impl Qcow2Sink {
     fn write_tables(&self, clusters: &mut Clusters) -> Result<AlignedBuf> {
         let cluster_bytes = self.cluster_bytes();
         let tables = std::mem::take(&mut clusters.tables);
+        if tables.is_empty() {
+            let what = format!("internal error: {} was finished before, or that has failed", self.name);
+            return Err(Error::Invalid { what });
+        }
         let mut next = u64::from(clusters.next);
         let mut l1 = Vec::with_capacity(tables.len());
         for table in &tables {
@@ -250,7 +235,7 @@ impl Qcow2Sink {
     fn write_clusters(&self, at: u64, bytes: &[u8]) -> Result<()> {
         let position = at * self.cluster_bytes();
         let fail = || format!("{} ({} bytes at offset {position})", self.name, bytes.len());
-        self.file.write_all_at(bytes, position).map_err(|e| Error::io("write", fail())(e))
+        self.file.write_all_at(bytes, position).map_err(|e| full(Error::io("write", fail())(e), FULL))
     }
 }
 
@@ -313,6 +298,7 @@ impl Drop for Qcow2Sink {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::VOLUME_BYTES_MAX;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 

@@ -1,12 +1,13 @@
-//! A target without a descriptor: what takes whole blocks, one call each (a snapshot behind an API, an image in a format of its own).
+//! A target without a descriptor: what takes whole blocks, one call each (a snapshot behind an API, an image in a
+//! format of its own).
 
 use bytes::Bytes;
 
 use crate::error::{Error, Result};
 use crate::limits::{BLOCK_BYTES, SEGMENT_BYTES};
 
-/// Where a volume is put in whole, aligned blocks, in any order. Blocks that are never put read as zeros, or as what the base of the restore holds there. Its methods
-/// are called on several threads at a time.
+/// Where a volume is put in whole, aligned blocks, in any order. Blocks that are never put read as zeros, or as what
+/// the base of the restore holds there. Its methods are called on several threads at a time.
 pub trait BlockSink: Send + Sync {
     /// For messages.
     fn name(&self) -> &str;
@@ -20,8 +21,9 @@ pub trait BlockSink: Send + Sync {
     /// True if an earlier, interrupted run put this block, so that it need not be put again.
     fn has(&self, block: u64) -> bool;
 
-    /// Puts a block: exactly [`BlockSink::block_bytes`] bytes; what is behind the volume's end in the last one is zero. Waits until it is safe there. The bytes are
-    /// part of a larger buffer, which the restore waits for: they are not to be kept after the call.
+    /// Puts a block: exactly [`BlockSink::block_bytes`] bytes; what is behind the volume's end in the last one is
+    /// zero. Waits until it is safe there. The bytes are part of a larger buffer, which the restore waits for: they
+    /// are not to be kept after the call.
     fn put(&self, block: u64, bytes: Bytes) -> Result<()>;
 }
 

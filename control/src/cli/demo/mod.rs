@@ -262,7 +262,7 @@ impl Demo<'_> {
                 .first()
                 .ok_or_else(|| Failure::Failed(format!("recovery point {} has no volume", point.id)))?;
             let options =
-                RestoreOptions { base, ..restore::base_options(self.session, self.place.at("state")) };
+                RestoreOptions { base, ..restore::base_options(self.session, Some(self.place.at("state"))) };
             let path = RestoreTarget::Path(target.clone());
             restore::perform(self.session, self.mode(), repo, point, volume, path, &options)
         };

@@ -180,7 +180,7 @@ impl Common<'_> {
     }
 
     fn options(&self) -> Result<restore::RestoreOptions, Failure> {
-        let base = plain::base_options(self.session, host::state_dir()?);
+        let base = plain::base_options(self.session, Some(host::state_dir()?));
         let workers = base.workers.div_ceil(self.parallel.max(1)).max(1);
         Ok(restore::RestoreOptions { workers, ..base })
     }

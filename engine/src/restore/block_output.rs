@@ -1,16 +1,23 @@
-//! Restore into a sink of blocks: the same stages up to the decoders, and putters behind them, each with one block on its way at a time.
+//! Restore into a sink of blocks: the same stages up to the decoders, and putters behind them, each with one block on
+//! its way at a time.
 //!
-//! A block is a part of the buffer that its segment was decoded in, which goes back to its pool when the last of its blocks was put. Where a segment has few, they are copied
-//! into small buffers instead: else the pool, and not the sink, would decide how many are on their way.
+//! A block is a part of the buffer that its segment was decoded in, which goes back to its pool when the last of its
+//! blocks was put. Where a segment has few, they are copied into small buffers instead: else the pool, and not the
+//! sink, would decide how many are on their way.
 
-use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender};
 
+use super::RestoreOptions;
 use super::blocks::BlockWork;
-use super::{RestoreOptions, SegmentWork, Shared, decode, join, plan, spawn, start_stages};
+use super::output::SegmentOutput;
+use super::pipeline::{join, spawn, start_stages};
+use super::plan::RestorePlan;
+use super::segment::{SegmentPlan, SegmentWork};
+use super::shared::Shared;
 use crate::chunker::Chunker;
 use crate::error::Result;
 use crate::format::point::Volume;
@@ -21,7 +28,7 @@ use crate::run::Progress;
 use crate::target::{BlockSink, checked_block_bytes};
 
 /// A block on its way to the sink.
-pub struct Put {
+struct Put {
     block: u64,
     bytes: Bytes,
     /// Bytes of the volume in it.
@@ -29,8 +36,8 @@ pub struct Put {
 }
 
 /// The decoders' end.
-#[derive(Clone)]
-pub struct Outlet {
+struct BlockOutput {
+    shared: Arc<Shared>,
     puts: Sender<Put>,
     small: BufPool,
     block_bytes: u32,
@@ -54,23 +61,16 @@ pub fn restore(
         threads.push(spawn("put", shared, move || put_all(&shared_too, sink.as_ref(), &receiver))?);
     }
     drop(receiver);
-    let outlet = Outlet {
+    let output = BlockOutput {
+        shared: shared.clone(),
         puts: sender,
         small: BufPool::new(parallel, block_bytes as usize),
         block_bytes,
         over_base: options.base.is_some(),
     };
-    let how = plan::How {
-        base: options.base.clone(),
-        stale: Default::default(),
-        compare: false,
-        fresh: true,
-        done: HashSet::new(),
-        every_segment: false,
-        sink: Some(sink),
-    };
+    let plan = RestorePlan::Blocks { sink, base: options.base.clone() };
     let depth = (parallel * block_bytes as usize).div_ceil(SEGMENT_BYTES);
-    threads.extend(start_stages(repo, shared, volume, how, decode::Output::Blocks(outlet), options, depth)?);
+    threads.extend(start_stages(repo, shared, volume, plan, Arc::new(output), options, depth)?);
     join(shared, threads);
     shared.run.outcome()
 }
@@ -93,30 +93,36 @@ fn put_all(shared: &Shared, sink: &dyn BlockSink, input: &Receiver<Put>) -> Resu
     Ok(())
 }
 
-impl Outlet {
+impl SegmentOutput for BlockOutput {
     /// Makes zero what of the blocks no chunk fills.
-    pub fn clear(&self, work: &SegmentWork, buf: &mut [u8]) {
-        for zero in &work.zeros {
-            buf[zero.start as usize..zero.end as usize].fill(0);
+    fn clear(&self, work: &SegmentWork, buf: &mut [u8]) {
+        if let SegmentPlan::Blocks(plan) = &work.plan {
+            for zero in &plan.zeros {
+                buf[zero.start as usize..zero.end as usize].fill(0);
+            }
         }
         // What is behind the volume's end in the last block.
         let padded = work.len.next_multiple_of(self.block_bytes as usize);
         buf[work.len..padded].fill(0);
     }
 
-    /// Sends on the blocks that differ from what is there.
-    pub fn send(
+    fn leave_out(
         &self,
-        shared: &Shared,
-        chunker: &mut Chunker,
-        work: &SegmentWork,
-        new: PooledBuf,
-        old: &[u8],
-    ) {
+        _work: &mut SegmentWork,
+        lost: &Range<u32>,
+        buf: &mut [u8],
+    ) -> Result<Vec<Range<u32>>> {
+        buf[lost.start as usize..lost.end as usize].fill(0);
+        Ok(Vec::from([lost.clone()]))
+    }
+
+    /// Sends on the blocks that differ from what is there.
+    fn put(&self, work: SegmentWork, new: PooledBuf, old: &[u8], chunker: &mut Chunker) -> Result<()> {
+        let SegmentPlan::Blocks(plan) = &work.plan else { return Ok(()) }; // there are no others for a sink
         let (differing, same): (Vec<&BlockWork>, Vec<&BlockWork>) =
-            work.blocks.iter().partition(|block| block.differs(chunker, &new, old));
+            plan.blocks.iter().partition(|block| block.differs(chunker, &new, old));
         let bytes_of = |block: &BlockWork| u64::from(block.range.end - block.range.start);
-        shared.left_alone(same.into_iter().map(bytes_of).sum(), self.over_base);
+        self.shared.left_alone(same.into_iter().map(bytes_of).sum(), self.over_base);
         let few = differing.len() * 2 * self.block_bytes as usize <= SEGMENT_BYTES;
         let whole = Bytes::from_owner(new);
         for block in differing {
@@ -130,18 +136,6 @@ impl Outlet {
             // If nobody is there, the run has failed.
             let _ = self.puts.send(Put { block: block_no, bytes, volume_bytes: bytes_of(block) });
         }
-    }
-}
-
-impl Shared {
-    /// Bytes of a sink that are right as they are: as in the base, or zero.
-    pub(super) fn left_alone(&self, bytes: u64, over_base: bool) {
-        if over_base {
-            Shared::add(&self.counters.same, bytes);
-            Progress::add(&self.run.progress.reused_bytes, bytes);
-        } else {
-            Shared::add(&self.counters.skipped_zero, bytes);
-        }
-        Progress::add(&self.run.progress.done_bytes, bytes);
+        Ok(())
     }
 }
