@@ -47,7 +47,8 @@ impl Patient {
 
     /// One pack is gone, one is cut in half, and one has a flipped bit.
     fn hurt(&self) -> [Damaged; 3] {
-        let packs = self.data_packs();
+        let mut packs = self.data_packs();
+        packs.sort_by_key(|pack| std::cmp::Reverse(fs::metadata(pack).unwrap().len()));
         [
             Damaged::new(&packs[0], Action::Delete, &[]),
             Damaged::new(&packs[1], Action::TruncateHalf, &[]),
@@ -121,7 +122,7 @@ fn all_that_can_be_read_is_restored_to_every_kind_of_target() {
         let hurt = patient.hurt();
         let damaged = patient.hurt_ranges(point);
         let bytes: u64 = damaged.iter().map(|r| r.end - r.start).sum();
-        assert!((9 * MIB..20 * MIB).contains(&bytes), "a pack and a half, and a chunk: {bytes}");
+        assert!((8 * MIB..30 * MIB).contains(&bytes), "a pack and a half, and a chunk: {bytes}");
 
         let failed = patient.repo.restore_command(point, &target, &[]).run();
         failed.expect(&[code::DAMAGE]);

@@ -373,6 +373,22 @@ fn resume_looks_where_zeros_were() {
     compare::assert_identical(&scene.image, &target, "begun anew");
 }
 
+/// Stopped right before the target is emptied: the journal must not promise zeros that are not there yet.
+#[test]
+fn a_journal_never_promises_zeros_that_are_not_there() {
+    let work = Workdir::new("early-journal");
+    let repo = Repo::encrypted(&work, "repo", &[]);
+    let (image, target) = (work.join("source.img"), work.join("target.img"));
+    image::sparse(&image, 24 * MIB, &[(0, 4 * MIB, 1), (20 * MIB, 4 * MIB, 2)]);
+    let point = repo.backup_id(&image, "host");
+    image::garbage(&target, 24 * MIB);
+    let command = repo.restore_command(&point, &target, &["--force"]);
+    command.with_faults(&["inject=ftruncate:error=EIO:when=1"]).run().expect(&[code::FAILED]);
+    assert!(fs::read(&target).unwrap().iter().all(|byte| *byte == 0xa5), "it was not emptied");
+    repo.restore(&point, &target, &["--resume"]);
+    compare::assert_identical(&image, &target, "resumed");
+}
+
 /// C14: only the journal of a device needs a place of its own.
 #[test]
 fn a_restore_to_a_file_needs_no_state_directory() {

@@ -303,19 +303,17 @@ impl SegmentRouter {
     /// A segment whose contents nobody knows. Its place stays as it is in a target that holds a state of the volume,
     /// and is zero elsewhere.
     fn send_lost(&mut self, segment: SegmentNo) -> Result<()> {
-        let next = SegmentNo(segment.0 + 1);
-        match &self.plan {
-            RestorePlan::Stream => {
-                let mut work =
-                    SegmentWork::new(segment, self.len(segment), SegmentPlan::Write(WriteSet::default()));
-                work.damaged = true;
-                self.send_work(work);
-            }
-            RestorePlan::Target { target, .. } if target.keeps => {
-                Progress::add(&self.shared.run.progress.done_bytes, self.len(segment) as u64);
-            }
-            _ => self.zero_segments(segment..next)?,
+        let len = self.len(segment);
+        if let RestorePlan::Stream = self.plan {
+            let mut work = SegmentWork::new(segment, len, SegmentPlan::Write(WriteSet::default()));
+            work.damaged = true;
+            self.send_work(work);
+            return Ok(());
         }
+        if let RestorePlan::Target { target, .. } = &self.plan {
+            target.blank(segment.offset_bytes()..segment.offset_bytes() + len as u64)?;
+        }
+        Progress::add(&self.shared.run.progress.done_bytes, len as u64);
         Ok(())
     }
 

@@ -159,6 +159,11 @@ impl WriteTarget {
         Ok(())
     }
 
+    /// Whole blocks whose contents are lost: made zero, unless they are or what is there is to stay.
+    pub fn blank(&self, range: Range<u64>) -> Result<()> {
+        if self.keeps || self.fresh { Ok(()) } else { self.target.zero_range(range) }
+    }
+
     /// Fills `range` of a segment's buffer with what takes the place of bytes that cannot be read.
     fn fill_lost(&self, work: &SegmentWork, range: &Range<u32>, buf: &mut [u8]) -> Result<()> {
         let place = range.start as usize..range.end as usize;
@@ -191,11 +196,6 @@ impl TargetOutput {
         writes.retain(|r| !r.is_empty());
         Ok(())
     }
-
-    /// Whole blocks that no writer gets to: made zero, unless what is there is to stay.
-    fn blank(&self, range: Range<u64>) -> Result<()> {
-        if self.target.keeps { Ok(()) } else { self.target.zero(&self.shared, range) }
-    }
 }
 
 impl SegmentOutput for TargetOutput {
@@ -212,7 +212,7 @@ impl SegmentOutput for TargetOutput {
         let missing = set.written_of(lost);
         let start = work.segment.offset_bytes();
         for blank in set.lose(lost, work.len as u32) {
-            self.blank(start + u64::from(blank.start)..start + u64::from(blank.end))?;
+            self.target.blank(start + u64::from(blank.start)..start + u64::from(blank.end))?;
         }
         // What is left shares blocks with chunks that are there.
         for edge in set.written_of(lost) {
@@ -252,7 +252,7 @@ impl SegmentOutput for TargetOutput {
 
     fn put_deferred(&self, writes: DeferredWrites, buf: PooledBuf) -> Result<()> {
         let DeferredWrites { parts: scattered, segments, lost } = writes;
-        lost.into_iter().try_for_each(|range| self.blank(range))?;
+        lost.into_iter().try_for_each(|range| self.target.blank(range))?;
         let (tag, file) = (Written::Deferred(segments), self.target.target.file());
         let job = WriteJob { tag, file, offset_bytes: 0, buf, ranges: Vec::new(), scattered };
         let _ = self.writes.send_blocking(job);

@@ -77,7 +77,7 @@ pub(super) fn lock(name: &str, file: &File) -> Result<()> {
             Ok(true) => return Ok(()),
             Ok(false) => {}
             Err(error) => {
-                tracing::debug!(target = name, "no byte-range locks there: {error}");
+                tracing::debug!("{name}: no byte-range locks there: {error}");
                 return Ok(());
             }
         }
@@ -100,8 +100,7 @@ fn lock_against_restores(name: &str, file: &File) -> Result<()> {
             // Not every filesystem has such locks: NFS without its lock daemon, Lustre, some of FUSE.
             Err(error) => {
                 tracing::warn!(
-                    target = name,
-                    "it cannot be locked ({error}): nothing but your care keeps a second restore off it"
+                    "{name} cannot be locked ({error}): nothing but your care keeps a second restore off it"
                 );
                 return Ok(());
             }
