@@ -171,7 +171,8 @@ fn a_device_that_is_not_empty_is_refused() {
     let device = Loop::new(dir.path(), size);
     let target = open_target(&device.0, size).unwrap();
     assert_eq!((target.kind(), target.is_fresh()), (TargetKind::Device, false));
-    assert!(refusal(open_target(&device.0, size)).contains("in use"), "the first one has it exclusively");
+    let second = refusal(open_target(&device.0, size));
+    assert!(second.contains(&format!("(process {}) has it open for writing", std::process::id())), "{second}");
     drop(target);
     assert!(refusal(open_target(&device.0, size + 1)).contains("the volume has"));
     let file = File::options().write(true).open(&device.0).unwrap();
@@ -239,11 +240,13 @@ fn files_are_refused_unless_empty_or_asked_for() {
     let kept = target::open(&path, must).unwrap();
     assert!(!kept.is_fresh());
     kept.finish().unwrap();
+    drop(kept);
     assert_eq!(std::fs::read(&path).unwrap(), [3; 5000]);
     let force = TargetOptions { size_bytes: 5000, force: true, ..Default::default() };
     let fresh = target::open(&path, force).unwrap();
     assert!(fresh.is_fresh() && fresh.kind() == TargetKind::File && fresh.size_bytes() == 5000);
     fresh.finish().unwrap();
+    drop(fresh);
     assert_eq!(std::fs::read(&path).unwrap(), [0; 5000]);
     assert_eq!(std::fs::metadata(&path).unwrap().blocks(), 0);
     assert!(refusal(open_target(dir.path(), 1)).contains("neither"));

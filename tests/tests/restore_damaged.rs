@@ -32,7 +32,7 @@ impl Patient {
         let work = Workdir::new(label);
         let repo = Repo::encrypted(&work, "repo", &["--pack-size", "8MiB", "--chunker", chunker]);
         let image = work.join("source.img");
-        image::dense(&image, IMAGE_BYTES, 1);
+        image::random(&image, IMAGE_BYTES, 1);
         // Zeros, which are in no pack.
         image::patch(&image, 5 * MIB, &vec![0; (3 * MIB) as usize]);
         let point = repo.backup_id(&image, "host");
@@ -325,7 +325,7 @@ fn damage_is_told_after_resume() {
     let mut running = patient
         .repo
         .restore_command(&patient.point, &target, &slowly)
-        .with_faults(&["inject=pwrite64:delay_enter=60000"])
+        .with_faults(&["inject=pwrite64:delay_enter=250000"])
         .spawn();
     let journal = patient.work.join(".target.img.penstock-restore");
     let records =
