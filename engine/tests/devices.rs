@@ -172,7 +172,10 @@ fn a_device_that_is_not_empty_is_refused() {
     let target = open_target(&device.0, size).unwrap();
     assert_eq!((target.kind(), target.is_fresh()), (TargetKind::Device, false));
     let second = refusal(open_target(&device.0, size));
-    assert!(second.contains(&format!("(process {}) has it open for writing", std::process::id())), "{second}");
+    assert!(
+        second.contains(&format!("(process {}) has it open for writing", std::process::id())),
+        "{second}"
+    );
     drop(target);
     assert!(refusal(open_target(&device.0, size + 1)).contains("the volume has"));
     let file = File::options().write(true).open(&device.0).unwrap();
