@@ -221,12 +221,9 @@ impl Target {
 
 /// Says of a target that is full what helps: not what helps a repository that is.
 pub(crate) fn full(error: Error, advice: &'static str) -> Error {
+    let is_full = error.is_full();
     match error {
-        Error::Io { object, source, .. }
-            if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) =>
-        {
-            Error::TargetFull { object, source, advice }
-        }
+        Error::Io { object, source, .. } if is_full => Error::TargetFull { object, source, advice },
         other => other,
     }
 }
