@@ -140,7 +140,7 @@ impl Penstock {
         // -D: the tracer is not in between, so that signals and kills reach the program itself.
         let mut wrapper = vec!["strace", "-D", "-f", "-qq", "-o", "/dev/null"];
         faults.iter().for_each(|fault| wrapper.extend(["-e", fault]));
-        self.under(&wrapper)
+        self.under(wrapper)
     }
 
     /// Starts it.

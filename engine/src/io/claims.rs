@@ -13,7 +13,7 @@ use rustix::fs::fstatfs;
 /// `F_SETSIG` of Linux, which the libc crate does not name everywhere.
 const F_SETSIG: c_int = 10;
 /// Filesystems whose server alone knows who else writes: they refuse a lease for other reasons, too.
-const NETWORK_FILESYSTEMS: [i64; 4] = [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42];
+const NETWORK_FILESYSTEMS: [i128; 4] = [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42];
 
 /// Locks the whole file for writing, as long as this descriptor is open, against the byte-range locks of other
 /// programs: QEMU and its like hold such locks on the images of their guests. False if somebody holds one; the error is
@@ -66,7 +66,7 @@ pub fn is_open_for_writing(file: &File) -> Option<bool> {
 }
 
 fn is_on_network(file: &File) -> bool {
-    fstatfs(file).is_ok_and(|stat| NETWORK_FILESYSTEMS.contains(&((stat.f_type as i64) & 0xffff_ffff)))
+    fstatfs(file).is_ok_and(|stat| NETWORK_FILESYSTEMS.contains(&(i128::from(stat.f_type) & 0xffff_ffff)))
 }
 
 /// Programs that have this file or block device open for writing, as `qemu-system-x86 (process 4711)`: those whose

@@ -58,7 +58,7 @@ pub enum Holds {
     /// A point of the volume.
     Base {
         /// Which.
-        point: RecoveryPoint,
+        point: Box<RecoveryPoint>,
         /// Where it may hold something else: it is read and compared there.
         stale: Arc<Extents>,
     },

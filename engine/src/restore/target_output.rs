@@ -82,7 +82,9 @@ pub fn restore(
     let (done_sender, done_receiver) = crossbeam::channel::unbounded();
     let mut threads = io::spawn_writers(engine, 1, depth, write_receiver, done_sender.clone())?;
     let holds = match &options.base {
-        Some(point) => Holds::Base { point: point.clone(), stale: options.stale.clone().unwrap_or_default() },
+        Some(point) => {
+            Holds::Base { point: Box::new(point.clone()), stale: options.stale.clone().unwrap_or_default() }
+        }
         None if options.compare => Holds::Something,
         None => Holds::Nothing,
     };
