@@ -15,6 +15,7 @@ use crate::format::point::RecoveryPoint;
 use crate::id::{ObjectId, PointId};
 use crate::index::Excluded;
 use crate::sealed;
+use crate::simulation::{Bug, planted};
 use crate::store::{Body, PutOutcome, Span, Store, reread};
 
 /// Times that the records are listed again because one was gone when it was read.
@@ -73,7 +74,10 @@ impl GcState {
         let mut over: HashSet<String> = HashSet::new();
         for name in names {
             if let Some(number) = decision_number(name) {
-                let decided: Decided = read(store, keys, name, |d: &Decided| &d.id)?;
+                let decided: Decided = match read(store, keys, name, |d: &Decided| &d.id) {
+                    Err(Error::Missing { .. }) if planted(Bug::AbsentRecordSkipped) => continue,
+                    read => read?,
+                };
                 over.extend(decided.rounds.iter().cloned());
                 state.decided.push((name, decided));
                 state.next_decision = state.next_decision.max(number.saturating_add(1));
@@ -123,12 +127,18 @@ impl GcState {
 
     /// What a reader leaves out.
     pub fn for_readers(&self) -> Excluded {
+        if planted(Bug::DeletedFound) {
+            return Excluded::default();
+        }
         Excluded { deleted: self.deleted(), ..Excluded::default() }
     }
 
     /// What a writer leaves out: all that may be deleted before its recovery point is there.
     pub fn for_writers(&self) -> Excluded {
-        Excluded { deleted: self.deleted(), condemned: self.condemned(), lost: HashSet::new() }
+        {
+            let condemned = if planted(Bug::CondemnedTrusted) { HashSet::new() } else { self.condemned() };
+            Excluded { deleted: self.deleted(), condemned, lost: HashSet::new() }
+        }
     }
 
     /// Names of all rounds that are not decided, and of all decisions.
@@ -158,7 +168,7 @@ impl GcState {
         let round_is_fine = |(at, round): (usize, &Round)| {
             let knew_it = knew(&round.id);
             (knew_it || round.condemned.points.contains(&id))
-                && self.rounds[..at].iter().all(|other| {
+                && self.rounds[..at].iter().filter(|_| !planted(Bug::RoundsUnaware)).all(|other| {
                     round.knows(&other.id) || other.knows(&round.id) || (knew_it && knew(&other.id))
                 })
                 && self
