@@ -16,6 +16,7 @@ use crate::format::point::RecoveryPoint;
 use crate::id::{ObjectId, PointId};
 use crate::index::Excluded;
 use crate::sealed;
+use crate::simulation::{Bug, planted};
 use crate::store::{Body, PutOutcome, Store, reread};
 
 /// Times that the records are listed again because one was gone when it was read.
@@ -101,6 +102,9 @@ impl GcState {
         let one = |name: &ObjectId| read(store, keys, *name, |d: &Decided| &d.id);
         let read_decisions = fan::map(&decisions, store.habits().parallel_reads, |_| false, one);
         for (name, decided) in decisions.into_iter().zip(read_decisions) {
+            if planted(Bug::AbsentRecordSkipped) && matches!(decided, Err(Error::Missing { .. })) {
+                continue;
+            }
             let Some(decided) = readable(name, decided, on_damage)? else { continue };
             over.extend(decided.rounds.iter().cloned());
             state.decided.push((name, decided));
@@ -156,17 +160,16 @@ impl GcState {
 
     /// What a reader leaves out, and what it uses only where there is nothing else.
     pub fn for_readers(&self) -> Excluded {
+        if planted(Bug::DeletedFound) {
+            return Excluded::default();
+        }
         Excluded { deleted: self.deleted(), aside: self.aside(), ..Excluded::default() }
     }
 
     /// What a writer leaves out: all that may be deleted before its recovery point is there.
     pub fn for_writers(&self) -> Excluded {
-        Excluded {
-            deleted: self.deleted(),
-            condemned: self.condemned(),
-            lost: HashSet::new(),
-            aside: self.aside(),
-        }
+        let condemned = if planted(Bug::CondemnedTrusted) { HashSet::new() } else { self.condemned() };
+        Excluded { deleted: self.deleted(), condemned, lost: HashSet::new(), aside: self.aside() }
     }
 
     /// Names of all rounds that are not decided, and of all decisions.
@@ -196,7 +199,7 @@ impl GcState {
         let round_is_fine = |(at, round): (usize, &Round)| {
             let knew_it = knew(&round.id);
             (knew_it || round.condemned.points.contains(&id))
-                && self.rounds[..at].iter().all(|other| {
+                && self.rounds[..at].iter().filter(|_| !planted(Bug::RoundsUnaware)).all(|other| {
                     round.knows(&other.id) || other.knows(&round.id) || (knew_it && knew(&other.id))
                 })
                 && self
