@@ -65,6 +65,7 @@ pub enum Bug {
     DeletedFound,
 }
 
+#[cfg(feature = "simulation")]
 impl Bug {
     /// All of them.
     pub const ALL: &[Bug] = &[
