@@ -15,7 +15,7 @@ use crate::chunker::Chunker;
 use crate::error::{Error, Result};
 use crate::io::{AlignedBuf, BufPool, PooledBuf};
 use crate::limits::SEGMENT_BYTES;
-use crate::pack::{FrameReader, Location};
+use crate::pack::{ChunkReader, Location};
 
 /// A chunk, and the range that it comes with.
 pub struct Placed {
@@ -76,7 +76,8 @@ impl DecodeQueue {
 pub struct Decoder {
     shared: Arc<Shared>,
     output: Arc<dyn SegmentOutput>,
-    frames: FrameReader,
+    reader: ChunkReader,
+    /// Compares blocks with what a sink holds.
     chunker: Chunker,
     /// A segment's chunks of the old state, made when there are some.
     old: Option<AlignedBuf>,
@@ -85,8 +86,9 @@ pub struct Decoder {
 impl Decoder {
     /// Prepares a decoder.
     pub fn new(shared: Arc<Shared>, output: Arc<dyn SegmentOutput>) -> Result<Self> {
+        let reader = ChunkReader::new(shared.store.clone(), shared.keys.clone(), shared.chunk_params)?;
         let chunker = shared.chunker();
-        Ok(Self { shared, output, frames: FrameReader::new()?, chunker, old: None })
+        Ok(Self { shared, output, reader, chunker, old: None })
     }
 
     /// Works until there is no more.
@@ -239,33 +241,12 @@ impl Decoder {
         raw: &mut [u8],
         position: u64,
     ) -> Result<()> {
-        let mut checked = self.open(at, id, stored, raw);
-        if checked.as_ref().is_err_and(Error::is_damage) && self.shared.store.distrust(&at.pack_key()) {
-            // What a network did to it may not happen again.
-            let mut again = vec![0; stored.len()];
-            let got = self.shared.store.get_into(&at.pack_key(), u64::from(at.offset), &mut again)?;
-            if got == Some(again.len()) {
-                checked = self.open(at, id, &again, raw);
-            }
-        }
-        checked.map_err(|error| match error {
+        self.reader.decode(at, id, stored, raw).map_err(|error| match error {
             Error::Damaged { object, what } => Error::Damaged {
                 object,
                 what: format!("{what}. It holds {} from byte {position}", self.shared.volume_name),
             },
             other => other,
         })
-    }
-
-    /// Opens a frame and checks that the content is the one asked for.
-    fn open(&mut self, at: &Location, id: &[u8; 32], stored: &[u8], raw: &mut [u8]) -> Result<()> {
-        self.frames.read(&self.shared.keys, at, id, stored, raw)?;
-        if self.chunker.chunk_id(raw).as_bytes() == id {
-            return Ok(());
-        }
-        Err(Error::damaged(
-            at.pack_key(),
-            format_args!("the chunk at byte {} does not have its id", at.offset),
-        ))
     }
 }

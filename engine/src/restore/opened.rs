@@ -5,7 +5,6 @@ use std::path::Path;
 
 use super::RestoreOptions;
 use super::journal::{self, Earlier, Journal, SegmentSet, Subject, Unusable};
-use super::shared::chunker_of;
 use super::trust;
 use crate::error::{Error, Result};
 use crate::format::point::{RecoveryPoint, Volume};
@@ -114,7 +113,7 @@ impl Wanted<'_> {
             Err(unusable) => return Ok(Err(unusable)),
         };
         let mut tree = self.repo.tree(self.volume.size_bytes, self.volume.root)?;
-        let mut chunker = chunker_of(self.repo.chunk_params()?, self.repo.keys());
+        let mut chunker = self.repo.keys().chunker_for(self.repo.chunk_params()?);
         Ok(match trust::contradiction(&earlier, target, &mut tree, &mut chunker)? {
             None => Ok(earlier),
             Some(found) => Err(Unusable::Target(format!(

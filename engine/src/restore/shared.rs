@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::damage::DamageLog;
-use crate::chunker::{ChunkKeys, ChunkParams, Chunker};
+use crate::chunker::{ChunkParams, Chunker};
 use crate::crypto::RepoKeys;
 use crate::index::Index;
 use crate::run::{Progress, Run};
@@ -37,7 +37,7 @@ pub struct Shared {
 impl Shared {
     /// Finds ids of chunks as the repository's are.
     pub fn chunker(&self) -> Chunker {
-        chunker_of(self.chunk_params, &self.keys)
+        self.keys.chunker_for(self.chunk_params)
     }
 
     /// Adds to a counter.
@@ -55,10 +55,4 @@ impl Shared {
         }
         Progress::add(&self.run.progress.done_bytes, bytes);
     }
-}
-
-/// A chunker with a repository's keys.
-pub fn chunker_of(params: ChunkParams, keys: &RepoKeys) -> Chunker {
-    let (block_key, chunk_key, cut_seed) = keys.chunker();
-    Chunker::new(params, &ChunkKeys { block_key, chunk_key, cut_seed })
 }
