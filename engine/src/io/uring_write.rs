@@ -13,9 +13,12 @@ use super::threads::abandon;
 use super::uring::{self, SharedBuf};
 use super::write::{Piece, WriteJob, WriteResult, Writing};
 use crate::error::Result;
+use crate::limits;
 
 /// Pieces in flight of jobs that have several: they are small, and a disk gets on with many small writes at a time.
 const PIECES_IN_FLIGHT: usize = 32;
+/// What they may take of the process's descriptors: each has a duplicate of its file's while it is written.
+const PIECES_SHARE: f64 = 0.25;
 
 /// Serves `jobs` until it is closed. An error is that of the ring's set-up, and no job was taken.
 pub(super) fn run<T: 'static>(
@@ -23,12 +26,18 @@ pub(super) fn run<T: 'static>(
     jobs: &Receiver<WriteJob<T>>,
     done: &Sender<WriteResult<T>>,
 ) -> io::Result<()> {
-    uring::block_on(depth + PIECES_IN_FLIGHT, dispatch(depth, jobs, done))
+    let pieces = PIECES_IN_FLIGHT.min(limits::descriptors_for(PIECES_SHARE));
+    uring::block_on(depth + pieces, dispatch(depth, pieces, jobs, done))
 }
 
-async fn dispatch<T: 'static>(depth: usize, jobs: &Receiver<WriteJob<T>>, done: &Sender<WriteResult<T>>) {
+async fn dispatch<T: 'static>(
+    depth: usize,
+    pieces: usize,
+    jobs: &Receiver<WriteJob<T>>,
+    done: &Sender<WriteResult<T>>,
+) {
     let slots = Slots::new(depth);
-    let piece_slots = Arc::new(Slots::new(PIECES_IN_FLIGHT));
+    let piece_slots = Arc::new(Slots::new(pieces));
     loop {
         let slot = slots.take().await;
         let Ok(job) = jobs.recv().await else { break };

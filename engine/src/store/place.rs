@@ -117,7 +117,9 @@ impl Place {
                     .to_owned()
             }
             "sftp" | "ssh" | "nfs" | "smb" | "cifs" | "ftp" => {
-                format!("{scheme} is not spoken here: mount it, and give the path")
+                format!(
+                    "{scheme} is not spoken here: mount it, and give the path. A repository is at {FORMS}"
+                )
             }
             scheme => match bucket_scheme(scheme) {
                 Some(known) => format!("Write {known}://{}", without_host(rest)),
@@ -183,7 +185,7 @@ fn with_colon(text: &str, name: &str, rest: &str) -> String {
                  https://s3.REGION.backblazeb2.com; `penstock init` tells whether the service can hold a repository"
             .into(),
         "swift" | "rclone" | "rest" => format!("{name}: is another program's. A repository is at {FORMS}"),
-        "sftp" | "ssh" | "nfs" | "smb" => format!("{name} is not spoken here: mount it, and give the path"),
+        "sftp" | "ssh" | "nfs" | "smb" => format!("{name} is not spoken here: mount it, and give the path. A repository is at {FORMS}"),
         _ if bucket_scheme(name).is_some() => {
             let scheme = bucket_scheme(name).unwrap_or_default();
             format!("write {scheme}://{}", without_host(&path().replacen(":/", "/", 1)))
