@@ -11,6 +11,8 @@ mod price;
 mod publish;
 mod throttle;
 mod tmp;
+#[cfg(feature = "fuzzing")]
+pub use cached::fuzz_entry as fuzz_cache_entry;
 
 #[cfg(any(test, feature = "conformance"))]
 #[allow(clippy::unwrap_used, clippy::expect_used)] // a panic is how a test suite reports

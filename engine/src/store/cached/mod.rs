@@ -3,6 +3,8 @@
 
 mod disk;
 mod entry;
+#[cfg(feature = "fuzzing")]
+pub use entry::fuzz as fuzz_entry;
 
 use std::collections::HashSet;
 use std::fs;
