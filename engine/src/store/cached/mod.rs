@@ -262,6 +262,10 @@ impl Store for Cached {
         self.inner.delete(key)
     }
 
+    fn settle(&self, prefix: &str) -> Result<()> {
+        self.inner.settle(prefix)
+    }
+
     fn habits(&self) -> Habits {
         self.inner.habits()
     }
