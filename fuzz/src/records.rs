@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use penstock_engine::Error;
 use penstock_engine::format::collection::{
-    Condemned, Decided, Fence, LeaseBody, Stage, Writer, decision_name, decision_number, from_json, split_name,
-    stage_name,
+    Condemned, Decided, Fence, LeaseBody, Stage, Writer, decision_name, decision_number, from_json,
+    split_name, stage_name,
 };
 use penstock_engine::format::header::{HEADER_BYTES, Header, ObjectKind, TRAILER_BYTES};
 use penstock_engine::fuzzing;
