@@ -22,7 +22,8 @@ pub fn remove(repo: &Repository, ids: &[PointId], run: &Run, each: &mut dyn FnMu
         repo.store().delete(&ObjectKind::Point.key(&id.to_string()))?;
         each(id);
     }
-    Ok(())
+    // A point that came back after its packs were collected would be hollow.
+    repo.store().settle(ObjectKind::Point.prefix())
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ pub mod error;
 mod fan;
 pub mod forget;
 pub mod format;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod gc;
 mod gc_state;
 pub mod id;

@@ -423,6 +423,9 @@ impl Repository {
         let frame = [&[Codec::Zstd as u8], &packed[..]].concat();
         let bytes = sealed::encode(&self.keys, ObjectKind::Point, *id.as_bytes(), &frame)?;
         let object = ObjectKind::Point.key(&point.id);
+        // What it refers to may be placed by index segments of others, who have not synced them yet or were killed
+        // before.
+        self.store.settle(ObjectKind::Index.prefix())?;
         fail::fail_point!("point-before-put");
         self.store.put_new(&object, Body::Bytes(&bytes))
     }

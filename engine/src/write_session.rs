@@ -169,7 +169,9 @@ impl<'a> WriteSession<'a> {
             Ok(LeaseState::There) => Ok(()),
             Ok(LeaseState::Gone) | Err(Error::LeaseLost { .. }) => {
                 let object = ObjectKind::Point.key(&point.id);
-                if let Err(error) = self.repo.store().delete(&object) {
+                let store = self.repo.store();
+                let withdrawn = store.delete(&object).and_then(|()| store.settle(ObjectKind::Point.prefix()));
+                if let Err(error) = withdrawn {
                     tracing::error!(
                         "recovery point {}: cannot be withdrawn: {error}. Its contents may be incomplete: remove it \
                          with `penstock forget {}`",

@@ -6,9 +6,7 @@
 //! Checksums would stop a fuzzer at the door, so bodies whose format has one try the input twice: as it is, and with
 //! the checksum put right. Lengths and ids that a caller knows from elsewhere are taken from the input too.
 //!
-//! - `cargo fuzz run --features libfuzzer header` (nightly Rust and cargo-fuzz): guided by coverage, for as long as you like.
-//! - `cargo run --release --bin smoke -- 60` in `fuzz/` (stable Rust): all bodies on mutated
-//!   [`seeds`], 60 seconds in all, the same inputs in the same order each time.
+//! `README.md` says how they are run: guided by coverage, or on stable Rust as part of `tests/run`.
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
@@ -32,9 +30,15 @@ use penstock_engine::limits::{NODE_FANOUT, SEGMENT_BYTES};
 use penstock_engine::source::Extents;
 use xorf::{BinaryFuse8, Filter};
 
+mod records;
 mod seeds;
+mod texts;
 
+pub use records::{
+    backup_journal, cache_entry, gc_record, lease, pack, packed_record, restore_journal, sealed_object,
+};
 pub use seeds::seeds;
+pub use texts::{ec2_answer, mount_tables, text};
 
 /// Name of the object in error texts.
 const OBJECT: &str = "fuzz";
@@ -47,7 +51,7 @@ pub static ACCEPTED: AtomicU64 = AtomicU64::new(0);
 pub type Body = fn(&[u8]);
 
 /// All bodies by the names of their targets.
-pub const BODIES: [(&str, Body); 14] = [
+pub const BODIES: [(&str, Body); 25] = [
     ("header", header),
     ("trailer", trailer),
     ("plain", plain),
@@ -62,6 +66,17 @@ pub const BODIES: [(&str, Body); 14] = [
     ("point", point),
     ("decompress", decompress),
     ("extents", extents),
+    ("lease", lease),
+    ("gc_record", gc_record),
+    ("packed_record", packed_record),
+    ("sealed_object", sealed_object),
+    ("pack", pack),
+    ("backup_journal", backup_journal),
+    ("restore_journal", restore_journal),
+    ("cache_entry", cache_entry),
+    ("text", text),
+    ("mount_tables", mount_tables),
+    ("ec2_answer", ec2_answer),
 ];
 
 /// The header of a sealed object.
@@ -185,10 +200,9 @@ fn written(tail: TailView<'_>, bytes: &[u8]) -> Option<Tail> {
         packs: tail.packs().map(decoded).collect::<Option<_>>()?,
         superseded: tail.superseded().collect(),
         fences: tail.fences().collect(),
-        filter: tail.filter.map(|descriptor| BinaryFuse8 {
-            descriptor,
-            fingerprints: bytes[tail.fingerprints_at..].into(),
-        }),
+        filter: tail
+            .filter
+            .map(|descriptor| BinaryFuse8 { descriptor, fingerprints: bytes[tail.fingerprints_at..].into() }),
     })
 }
 
@@ -353,6 +367,11 @@ pub fn extents(data: &[u8]) {
         text += &format!("{{\"offset\":{},\"length\":{}}}\n", range.start, range.end - range.start);
     }
     assert_eq!(Extents::parse(text.as_bytes(), OBJECT, volume_bytes).expect("own lines"), extents);
+}
+
+/// Counts an input that a decoder took.
+fn accepted() {
+    ACCEPTED.fetch_add(1, Ordering::Relaxed);
 }
 
 /// The value, or nothing; errors of decoders must be damage or a newer version, and must have a text.

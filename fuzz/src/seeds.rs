@@ -40,6 +40,18 @@ pub fn seeds(name: &str) -> Vec<Vec<u8>> {
         "point" => vec![point(&[]), point(&[1]), point(&[4096, 8 << 30, 5 << 40])],
         "decompress" => frames(),
         "extents" => extents(),
+        "lease" | "gc_record" => records(),
+        "packed_record" => records().iter().map(|json| packed(json)).collect(),
+        "sealed_object" => vec![Vec::new(), records().remove(0), vec![0; 300]],
+        "pack" => {
+            vec![vec![0; 4], [&200u32.to_le_bytes()[..], &[7; 300]].concat(), pack_toc(3)[8..].to_vec()]
+        }
+        "backup_journal" => backup_journals(),
+        "restore_journal" => restore_journals(),
+        "cache_entry" => [0usize, 5, 70_000].map(cache_entry).into(),
+        "text" => TEXTS.map(|text| text.as_bytes().to_vec()).into(),
+        "mount_tables" => vec![MOUNTS.into(), b"12:3".to_vec()],
+        "ec2_answer" => vec![ANSWER.into(), b"<a/>".to_vec()],
         _ => Vec::new(),
     }
 }
@@ -204,3 +216,86 @@ fn extents() -> Vec<Vec<u8>> {
     ];
     lines.map(|text| [&(1u64 << 40).to_le_bytes()[..], text.as_bytes()].concat()).into()
 }
+
+/// A lease and the three stages of a round.
+fn records() -> Vec<Vec<u8>> {
+    let (id, pack) = ("0a".repeat(16), "0b".repeat(16));
+    let values = [
+        serde_json::json!({"id": id, "purpose": "backup", "host": "h", "renewed_ms": 1, "boot": "b",
+            "pid": 7, "process_start": 9}),
+        serde_json::json!({"id": id, "packs": [format!("d{pack}"), format!("m{pack}")],
+            "candidates": [format!("d{id}")], "knows": [id], "points": [pack]}),
+        serde_json::json!({"id": id, "writers": ["0c".repeat(14)]}),
+        serde_json::json!({"id": id, "decided_ms": 3, "packs": [format!("m{pack}")]}),
+    ];
+    values.iter().map(|value| value.to_string().into_bytes()).collect()
+}
+
+/// As records are stored: one zstd frame.
+fn packed(json: &[u8]) -> Vec<u8> {
+    let mut out = vec![0; json.len()];
+    let (_, bytes) = Compressor::new(Some(3)).expect("zstd").compress(json, &mut out);
+    out.truncate(bytes);
+    out
+}
+
+fn backup_journals() -> Vec<Vec<u8>> {
+    let head = serde_json::json!({"version": 1, "repository_id": "0a".repeat(16), "name": "web", "volumes":
+        [{"name": "vda", "size_bytes": 1 << 30, "identity": "x"}]});
+    let record = |kind: u8, has: u8, segment: u64| {
+        let mut record = [[kind, has, 0, 0].as_slice(), &segment.to_le_bytes(), &id(3)].concat();
+        record.extend_from_slice(&blake3::hash(&record).as_bytes()[..4]);
+        record
+    };
+    let records = [record(b'P', 1, 0), record(b'P', 2, 0), record(b'S', 1, 5), record(b'S', 0, 6)].concat();
+    vec![records.clone(), [head.to_string().as_bytes(), b"\n", &records].concat()]
+}
+
+fn restore_journals() -> Vec<Vec<u8>> {
+    let head = serde_json::json!({"repository_id": "0a".repeat(16), "point": "0b".repeat(16), "volume": "vda",
+        "base": null, "compare": false, "fresh": true});
+    let record = |segment: u64| {
+        let number = segment.to_le_bytes();
+        [&number[..], &blake3::hash(&number).as_bytes()[..4]].concat()
+    };
+    let whole = [head.to_string().as_bytes(), b"\n", &record(0), &record(1), &record(9)].concat();
+    vec![whole[..whole.len() - 5].to_vec(), whole]
+}
+
+fn cache_entry(object_bytes: usize) -> Vec<u8> {
+    let pieces = object_bytes.div_ceil(64 << 10);
+    let object = vec![3; object_bytes];
+    let sum = |bytes: &[u8]| {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+        hasher.finalize().as_bytes()[..16].to_vec()
+    };
+    let mut entry = [&b"pnstckC1"[..], &(object_bytes as u64).to_le_bytes()].concat();
+    (0..pieces).for_each(|n| entry.extend(sum(&object[n << 16..object_bytes.min((n + 1) << 16)])));
+    entry.extend_from_slice(&[0; 16]); // the body puts the sum of the head right
+    entry.extend_from_slice(&object);
+    entry
+}
+
+const TEXTS: [&str; 14] = [
+    "4096",
+    "1.5 GiB",
+    "64KiB",
+    "16383PiB",
+    "64MB",
+    "5%",
+    "0.05",
+    "14d",
+    "1y 6mo",
+    "auto:-3..9",
+    "off",
+    "s3://bucket/a/b",
+    "az://container",
+    "0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a",
+];
+
+const MOUNTS: &str = "27 1 259:1 / / rw,relatime shared:1 - ext4 /dev/root rw,discard\n\
+30 27 0:44 /sub /mnt/my\\040disk rw - btrfs /dev/sdb:/dev/sdc rw\n\0Filename\tType\n/dev/sdd partition 8 0 -2\n";
+
+const ANSWER: &str =
+    "<?xml version=\"1.0\"?><R xmlns=\"u\"><set><item><a>1 &lt; &#50;</a><b/></item></set></R>";

@@ -20,11 +20,27 @@ pub enum Kind {
     Index,
     /// `points/<id>`
     Point,
+    /// `leases/<id>`
+    Lease,
+    /// `gc/<id>`
+    Collection,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 6] = [Kind::Config, Kind::Key, Kind::Data, Kind::Meta, Kind::Index, Kind::Point];
+    pub const ALL: [Kind; 8] = [
+        Kind::Config,
+        Kind::Key,
+        Kind::Data,
+        Kind::Meta,
+        Kind::Index,
+        Kind::Point,
+        Kind::Lease,
+        Kind::Collection,
+    ];
+
+    /// Those that recovery points need.
+    pub const NEEDED: [Kind; 6] = [Kind::Config, Kind::Key, Kind::Data, Kind::Meta, Kind::Index, Kind::Point];
 
     /// The objects of this kind, in the order of their names.
     pub fn objects(self, repo: &Path) -> Vec<PathBuf> {
@@ -35,6 +51,8 @@ impl Kind {
             Self::Meta => "meta/",
             Self::Index => "index/",
             Self::Point => "points/",
+            Self::Lease => "leases/",
+            Self::Collection => "gc/",
         };
         let of_kind = |file: &PathBuf| file.to_str().is_some_and(|name| name.starts_with(prefix));
         files_under(repo).into_iter().filter(of_kind).map(|file| repo.join(file)).collect()
@@ -66,6 +84,10 @@ pub enum Action {
     TruncateByOne,
     /// The second half is gone.
     TruncateHalf,
+    /// Only so many bytes are left: 96 is a header.
+    TruncateTo(usize),
+    /// So many bytes are missing at the end: 32 is a trailer.
+    TruncateBy(usize),
     /// A byte more than there should be.
     Extend,
     /// One bit.
@@ -76,6 +98,8 @@ pub enum Action {
     Delete,
     /// It has the contents of another object of its kind.
     Swap,
+    /// It has the contents of the oldest object of its kind, as after a restore of old files over new ones.
+    Older,
 }
 
 impl Action {
@@ -85,10 +109,13 @@ impl Action {
             Self::TruncateToZero,
             Self::TruncateByOne,
             Self::TruncateHalf,
+            Self::TruncateTo(96),
+            Self::TruncateBy(32),
             Self::Extend,
             Self::ZeroMiddle,
             Self::Delete,
             Self::Swap,
+            Self::Older,
         ];
         for head in [0, 8, 10, 11, 12, 14, 16, 33, 60, 90, 97] {
             actions.push(Self::Flip(Place::Head(head)));
@@ -101,6 +128,21 @@ impl Action {
         }
         actions
     }
+
+    /// One of each sort, for matrices with many commands.
+    pub fn few() -> Vec<Action> {
+        vec![
+            Self::Delete,
+            Self::TruncateToZero,
+            Self::TruncateTo(96),
+            Self::TruncateByOne,
+            Self::Extend,
+            Self::Older,
+            Self::Flip(Place::Head(33)),
+            Self::Flip(Place::Share(0.5)),
+            Self::Flip(Place::Tail(1)),
+        ]
+    }
 }
 
 /// An object that was damaged; dropped, it is as before.
@@ -108,12 +150,14 @@ impl Action {
 pub struct Damaged {
     path: PathBuf,
     original: Vec<u8>,
+    deleted: bool,
 }
 
 impl Damaged {
     /// Damages the object at `path`; `other` is what a swap puts in its place.
     pub fn new(path: &Path, action: Action, other: &[u8]) -> Self {
         let original = fs::read(path).unwrap();
+        let deleted = action == Action::Delete;
         match changed(&original, action, other) {
             Some(bytes) => {
                 assert_ne!(bytes, original, "{action:?} changes nothing in {}", path.display());
@@ -121,19 +165,23 @@ impl Damaged {
             }
             None => fs::remove_file(path).unwrap(),
         }
-        Self { path: path.to_owned(), original }
+        Self { path: path.to_owned(), original, deleted }
     }
 
     /// Replaces the object by `bytes`.
     pub fn with(path: &Path, bytes: &[u8]) -> Self {
         let original = fs::read(path).unwrap();
         replace(path, bytes);
-        Self { path: path.to_owned(), original }
+        Self { path: path.to_owned(), original, deleted: false }
     }
 }
 
 impl Drop for Damaged {
     fn drop(&mut self) {
+        // the name of what was deleted may have been given to another object meanwhile: decisions are numbered
+        if self.deleted && self.path.exists() {
+            return;
+        }
         replace(&self.path, &self.original);
     }
 }
@@ -145,10 +193,12 @@ fn changed(original: &[u8], action: Action, other: &[u8]) -> Option<Vec<u8>> {
         Action::TruncateToZero => bytes.clear(),
         Action::TruncateByOne => bytes.truncate(original.len() - 1),
         Action::TruncateHalf => bytes.truncate(original.len() / 2),
+        Action::TruncateTo(left) => bytes.truncate(left.min(original.len() - 1)),
+        Action::TruncateBy(missing) => bytes.truncate(original.len() - missing),
         Action::Extend => bytes.push(0),
         Action::ZeroMiddle => bytes[original.len() / 3..original.len() * 2 / 3].fill(0),
         Action::Delete => return None,
-        Action::Swap => bytes = other.to_vec(),
+        Action::Swap | Action::Older => bytes = other.to_vec(),
         Action::Flip(place) => {
             let at = match place {
                 Place::Head(at) => at,

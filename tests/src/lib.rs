@@ -18,6 +18,7 @@
 //! | a proxy that is a slow line, or a far one | [`slow`] |
 //! | a proxy that archives objects as S3 Glacier does, and thaws them | [`archive`] |
 //! | damage to repository objects | [`damage`] |
+//! | a filesystem that forgets what was not synced, and stories on it | [`power`] |
 //! | Rust source as text, for the layering rules | [`source_text`] |
 //! | fixed-seed randomness, external tools, JSON access | [`rng`], [`tools`], [`json`] |
 //!
@@ -39,6 +40,7 @@ pub mod loopdev;
 pub mod lossy;
 pub mod nights;
 pub mod penstock;
+pub mod power;
 pub mod repo;
 pub mod rng;
 pub mod servers;

@@ -34,7 +34,7 @@ impl Patient {
         image::patch_random(&images[1], 3 * MIB, 2 * MIB, 3);
         image::patch(&images[1], 13 * MIB, &vec![0; MIB as usize]);
         let first = repo.backup_id(&images[0], "host");
-        let first_objects = Kind::ALL.iter().flat_map(|kind| kind.objects(&repo.dir)).collect();
+        let first_objects = Kind::NEEDED.iter().flat_map(|kind| kind.objects(&repo.dir)).collect();
         let points = [first, repo.backup_id(&images[1], "host")];
         sibling.backup(&images[1], "host", &[]);
         Self { work, repo, sibling, images, points, first_objects }
@@ -185,7 +185,7 @@ fn recovery_points() {
 
 #[test]
 fn without_encryption_damage_is_found_too() {
-    matrix(false, &Kind::ALL);
+    matrix(false, &Kind::NEEDED);
 }
 
 /// A swap of two packs with each other: both are whole, neither is where it belongs.
@@ -290,7 +290,7 @@ fn a_backup_after_damage_is_sound_or_says_so() {
 #[test]
 fn newer_versions_are_said_to_be_newer() {
     let patient = Patient::new(true);
-    for kind in Kind::ALL {
+    for kind in Kind::NEEDED {
         let object = kind.objects(&patient.repo.dir)[0].clone();
         let newer = with_version(&std::fs::read(&object).unwrap(), kind, 2);
         let _damage = Damaged::with(&object, &newer);

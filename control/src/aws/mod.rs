@@ -35,5 +35,6 @@ pub mod snapshots;
 pub mod tags;
 pub mod trial;
 pub mod whole;
+pub mod xml;
 
 pub use error::AwsError;

@@ -54,10 +54,17 @@ pub fn take_over(
 fn adopt_packs(repo: &Repository, claims: &Claims, contents: &Contents) -> Result<usize> {
     let mut known: HashSet<ObjectId> = claims.index().packs().into_iter().map(|pack| pack.id).collect();
     known.extend(claims.index().excluded().iter()); // what garbage collection has condemned is not relied on
+    let mut settled = HashSet::new();
     let mut adopted = 0;
     for (kind, id) in contents.packs.iter().filter(|(_, id)| !known.contains(id)) {
         match read_contents(repo.store().as_ref(), repo.keys(), *kind, *id) {
             Ok((pack, rows)) => {
+                // Its writer may have been killed between publishing and syncing it.
+                let key = kind.key(&id.to_string());
+                let dir = &key[..key.rfind('/').map_or(0, |at| at + 1)];
+                if settled.insert(dir.to_owned()) {
+                    repo.store().settle(dir)?;
+                }
                 claims.add_durable(pack, rows)?;
                 adopted += 1;
             }

@@ -346,6 +346,35 @@ fn add(places: &mut Vec<(u32, u32)>, place: (u32, u32)) {
     places.push(place);
 }
 
+/// Reads a journal with these contents and goes on behind it, as a backup of the same name does after a crash.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(bytes: &[u8]) {
+    let file = crate::fuzzing::file_of(bytes);
+    let (repository_id, name) = ("0a".repeat(16), "web".to_owned());
+    let subject = Subject { version: VERSION, repository_id, name, volumes: Vec::new() };
+    let mut journal = Journal { path: PathBuf::new(), subject, file: Some(file), why_none: None };
+    let mut before = journal.read();
+    let finished: usize = before.segments.iter().map(|volume| volume.places.len()).sum();
+    assert!(before.packs.len() + finished <= bytes.len() / RECORD_BYTES);
+    for volume in &mut before.segments {
+        let Some((segment, _)) = volume.places.first().copied() else { continue };
+        assert!(volume.get(SegmentNo(segment.into())).is_some());
+    }
+    // Where the first line is as this program writes it: whoever goes on counts on that.
+    let line = serde_json::to_vec(&journal.subject).unwrap_or_default();
+    if before.same_sources && bytes.strip_prefix(&line[..]).is_some_and(|rest| rest.starts_with(b"\n")) {
+        journal.resume();
+        journal.segment(3, SegmentNo(77), None);
+        let mut after = journal.read();
+        let own = after.segments.iter_mut().find(|volume| volume.volume == 3);
+        let own = own.and_then(|volume| volume.get(SegmentNo(77)));
+        assert_eq!((before.packs, own), (after.packs, Some(None)));
+    }
+    journal.restart();
+    let fresh = journal.read();
+    assert!(fresh.same_sources && fresh.segments.is_empty());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

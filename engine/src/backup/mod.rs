@@ -20,6 +20,9 @@ mod plan;
 mod rechunk;
 mod worker;
 
+#[cfg(feature = "fuzzing")]
+pub use journal::fuzz as fuzz_journal;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;

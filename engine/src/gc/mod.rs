@@ -257,6 +257,15 @@ impl Pass<'_> {
         let state = self.repo.gc_state()?;
         let points = early.map_or_else(|| self.repo.point_ids(), Ok)?;
         let (index, uses) = self.mark(&state, &points, &present)?;
+        if self.lease.is_some() {
+            // Packs are deleted on the strength of what was listed: what is gone must stay so in a power cut, and what is
+            // there too. Whoever forgot, merged or decided may have been killed before he came to that.
+            for prefix in
+                [ObjectKind::Point, ObjectKind::Index, ObjectKind::Collection].map(ObjectKind::prefix)
+            {
+                self.repo.store().settle(prefix)?;
+            }
+        }
         self.report.points = points.len() as u64;
         present.each(|_, bytes| self.report.present.add(bytes));
         self.report.needed_bytes = uses.needed_bytes();

@@ -84,6 +84,10 @@ impl Index {
 
     fn delete_superseded(&self) -> Result<usize> {
         let names = std::mem::take(&mut *self.superseded.lock().unwrap_or_else(|p| p.into_inner()));
+        if !names.is_empty() {
+            // What superseded them must not be lost: its writer may have been killed before he synced it.
+            self.store.settle(ObjectKind::Index.prefix())?;
+        }
         for id in &names {
             fail::fail_point!("index-before-delete");
             self.store.delete(&ObjectKind::Index.key(&id.to_string()))?;

@@ -303,6 +303,21 @@ impl Journal {
     }
 }
 
+/// Reads a journal with these contents, as a restore with `--resume` does.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(bytes: &[u8]) {
+    use std::os::fd::AsRawFd;
+    let file = crate::fuzzing::file_of(bytes);
+    let place = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let own = bytes.split(|byte| *byte == b'\n').next().and_then(|line| serde_json::from_slice(line).ok());
+    let Some(Head { subject, target, .. }) = own else { return };
+    let Ok(Ok(earlier)) = read(&place, &subject, &target, 1 << 20) else { return };
+    let head = bytes.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    assert!(earlier.whole_bytes as usize <= bytes.len());
+    assert_eq!((earlier.whole_bytes as usize - head) % RECORD_BYTES, 0);
+    assert!(earlier.done.len() as usize <= (earlier.whole_bytes as usize - head) / RECORD_BYTES);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

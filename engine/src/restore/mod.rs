@@ -41,6 +41,9 @@ mod target_output;
 mod trust;
 mod writes;
 
+#[cfg(feature = "fuzzing")]
+pub use journal::fuzz as fuzz_journal;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;

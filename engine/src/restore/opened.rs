@@ -81,6 +81,7 @@ pub fn open(
         journal::begin(&place, &wanted.subject, &identity, false)?;
         let target = checked.prepare()?;
         if fresh {
+            target.settle()?;
             journal::begin(&place, &wanted.subject, &identity, true)?;
         }
         let journal = Journal::start(&place)?;

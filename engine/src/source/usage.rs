@@ -157,6 +157,17 @@ fn unescape(text: &str) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(plain))
 }
 
+/// Looks a device up in tables with these contents: mounts, a zero byte, swaps.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_tables(text: &str) {
+    let (mounts, swaps) = text.split_once('\0').unwrap_or((text, ""));
+    let family: Vec<u64> = mounts.lines().filter_map(Mount::parse).map(|mount| mount.dev).take(3).collect();
+    let rdev_of = |path: &Path| path.to_str().map(|text| text.len() as u64);
+    let uses = Tables { mounts, swaps, btrfs: &[vec![3, 4]] }.uses_of(&family, &rdev_of);
+    assert!(uses.len() <= text.lines().count());
+    assert!(parse_dev(text).is_none_or(|_| text.contains(':')));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,11 +1,12 @@
 //! A store in a directory: a file per object. Objects appear by an exclusive rename of a complete, synced file, so a crash leaves
 //! nothing that could be taken for one.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::publish::{publish, sync_dir};
 use super::tmp::TmpDir;
@@ -33,13 +34,15 @@ pub struct LocalStore {
     location: String,
     writer: Mutex<Option<(IoEngine, Arc<DurableWriter>)>>,
     tmp: Mutex<Option<Arc<TmpDir>>>,
+    /// Directories that a power cut cannot take away.
+    durable_dirs: Mutex<HashSet<PathBuf>>,
 }
 
 impl LocalStore {
     /// Opens the directory; with `create`, makes it first.
     pub fn open(root: &Path, create: bool) -> Result<Self> {
         if create {
-            fs::create_dir_all(root).map_err(Error::io("create", root.display()))?;
+            make_durable_dir(root)?;
         }
         let location = root.display().to_string();
         match fs::metadata(root) {
@@ -50,7 +53,13 @@ impl LocalStore {
             }
             Err(e) => return Err(Error::io("open", location)(e)),
         }
-        Ok(Self { root: root.to_owned(), location, writer: Mutex::new(None), tmp: Mutex::new(None) })
+        Ok(Self {
+            root: root.to_owned(),
+            location,
+            writer: Mutex::new(None),
+            tmp: Mutex::new(None),
+            durable_dirs: Mutex::default(),
+        })
     }
 
     fn path(&self, key: &str) -> PathBuf {
@@ -93,29 +102,53 @@ impl LocalStore {
         slot.get_or_insert_with(new).1.clone()
     }
 
-    /// Makes the directory of `path`, synced into its own parents, if it is not there.
+    /// Makes the directory of `path` if it is not there, and sees to it that its name, and those of the directories
+    /// above, stay. That it is there does not say so:
+    /// whoever made it may have been killed before he synced it, or be just about to.
     fn make_parent(&self, path: &Path) -> Result<()> {
-        let mut missing = Vec::new();
-        let mut dir = path.parent();
-        while let Some(d) = dir.filter(|d| *d != self.root && !d.is_dir()) {
-            missing.push(d.to_owned());
-            dir = d.parent();
+        let Some(dir) = path.parent().filter(|dir| *dir != self.root) else { return Ok(()) };
+        if self.durable_dirs().contains(dir) {
+            return Ok(());
         }
-        for dir in missing.into_iter().rev() {
-            match fs::create_dir(&dir) {
-                Ok(()) => sync_dir(dir.parent().unwrap_or(&self.root))?,
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(Error::io("create", dir.display())(e)),
+        self.make_parent(dir)?;
+        match fs::create_dir(dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::io("create", dir.display())(e));
+            }
+            _ => {}
+        }
+        // All that is in the directory above by now is synced with it: 256 directories of packs cost one sync.
+        let above = dir.parent().unwrap_or(&self.root);
+        let beside = self.directories_in(above)?;
+        sync_dir(above)?;
+        self.durable_dirs().extend(beside);
+        Ok(())
+    }
+
+    fn durable_dirs(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.durable_dirs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn directories_in(&self, dir: &Path) -> Result<Vec<PathBuf>> {
+        let fail = || Error::io("list", dir.display());
+        let mut found = Vec::new();
+        for entry in fs::read_dir(dir).map_err(fail())? {
+            let entry = entry.map_err(fail())?;
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                found.push(entry.path());
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Publishes under `key`, if that is free, what `write` leaves under a temporary name.
     fn put(&self, key: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<PutOutcome> {
         let path = self.path(key);
+        let dir = path.parent().unwrap_or(&self.root);
         if path.exists() {
-            return Ok(PutOutcome::Exists); // the rename below decides; this saves the write in the common case
+            // The rename below decides; this saves the write in the common case.
+            sync_dir(dir)?;
+            return Ok(PutOutcome::Exists);
         }
         let tmp = self.tmp()?;
         let tmp_path = tmp.next_path();
@@ -126,11 +159,13 @@ impl LocalStore {
         match stored {
             Ok(true) => {
                 fail::fail_point!("local-after-rename");
-                sync_dir(path.parent().unwrap_or(&self.root))?;
+                sync_dir(dir)?;
                 Ok(PutOutcome::Created)
             }
             Ok(false) => {
                 let _ = fs::remove_file(&tmp_path);
+                // whoever put it may not have come to that
+                sync_dir(dir)?;
                 Ok(PutOutcome::Exists)
             }
             Err(error) => {
@@ -319,6 +354,15 @@ impl Store for LocalStore {
         Ok(())
     }
 
+    fn settle(&self, prefix: &str) -> Result<()> {
+        let dir = self.path(prefix.trim_end_matches('/'));
+        if !dir.is_dir() {
+            return Ok(());
+        }
+        self.make_parent(&dir.join("any"))?;
+        sync_dir(&dir)
+    }
+
     fn delete(&self, key: &str) -> Result<()> {
         let path = self.path(key);
         match fs::remove_file(&path) {
@@ -334,6 +378,29 @@ fn open_object(path: &Path) -> Result<Option<File>> {
         Ok(file) => Ok(Some(file)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io("open", path.display())(e)),
+    }
+}
+
+/// Makes a directory and those above it that are missing, and syncs what names them.
+fn make_durable_dir(dir: &Path) -> Result<()> {
+    let above = dir.parent().map(|above| if above.as_os_str().is_empty() { Path::new(".") } else { above });
+    let existed = dir.is_dir();
+    if let (Some(above), false) = (above, existed) {
+        make_durable_dir(above)?;
+        match fs::create_dir(dir) {
+            Err(e) if !dir.is_dir() => return Err(Error::io("create", dir.display())(e)),
+            _ => {}
+        }
+    }
+    match above.map(sync_dir) {
+        Some(Err(error)) if !existed => Err(error),
+        // It may have been made a moment ago, so its name is synced too. Above a mount point, or in a directory that
+        // is not for us to read, that may be refused.
+        Some(Err(error)) => {
+            tracing::debug!("{error}");
+            Ok(())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -11,6 +11,8 @@ mod price;
 mod publish;
 mod throttle;
 mod tmp;
+#[cfg(feature = "fuzzing")]
+pub use cached::fuzz_entry as fuzz_cache_entry;
 
 #[cfg(any(test, feature = "conformance"))]
 #[allow(clippy::unwrap_used, clippy::expect_used)] // a panic is how a test suite reports
@@ -183,7 +185,8 @@ pub trait Store: Send + Sync {
     /// Calls `each(key, bytes)` for every object whose key begins with `prefix`, in no particular order.
     fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64)) -> Result<()>;
 
-    /// Removes an object; that it is gone already is no error.
+    /// Removes an object; that it is gone already is no error. A power cut may bring it back until
+    /// [`settle`](Self::settle) was called.
     fn delete(&self, key: &str) -> Result<()>;
 
     /// Tries that putting never replaces, on an object that is there with these very bytes; an error if it does.
@@ -200,6 +203,13 @@ pub trait Store: Send + Sync {
     /// By which host and proxy the place is reached, where there are several ways.
     fn reached_by(&self) -> String {
         String::new()
+    }
+
+    /// Makes durable what a listing of `prefix`, which ends in `/`, shows, and that what it shows no more is gone:
+    /// also what other processes stored or deleted, who may have been killed before they came to that. For whoever
+    /// relies on it in what he is about to store or delete. Stores that are durable at once have nothing to do.
+    fn settle(&self, _prefix: &str) -> Result<()> {
+        Ok(())
     }
 
     /// What its callers do differently from store to store.

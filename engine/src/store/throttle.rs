@@ -187,6 +187,10 @@ impl<S: Store> Store for Limited<S> {
         self.inner.reached_by()
     }
 
+    fn settle(&self, prefix: &str) -> Result<()> {
+        self.inner.settle(prefix)
+    }
+
     fn habits(&self) -> Habits {
         self.inner.habits()
     }

@@ -188,6 +188,12 @@ impl Target {
         self.synced(File::sync_data)
     }
 
+    /// Makes it durable that an emptied file is empty: before a journal says so, or a power cut could bring the old
+    /// contents back, and a resumed restore would take them for the zeros that it need not write.
+    pub fn settle(&self) -> Result<()> {
+        self.file.file.sync_all().map_err(Error::io("sync", &self.file.name))
+    }
+
     /// Makes the target durable: a file gets its exact size, and its directory entry is synced too.
     pub fn finish(&self) -> Result<()> {
         let file = &self.file.file;

@@ -3,6 +3,8 @@
 //! `smoke [SECONDS] [TARGET…]` (60 seconds in all, shared out evenly, and all targets unless given)
 //! `smoke --write-seeds DIR` (writes the valid inputs to DIR/TARGET/, a corpus for cargo-fuzz to begin with)
 //!
+//! Before that, each body gets the committed inputs in `corpus/TARGET/`, which fuzzing guided by coverage has found.
+//!
 //! The generator has a fixed seed for each target: the n-th input is the same in every run. An input that makes a body
 //! panic is written to `artifacts/TARGET/` in the current directory, once for each place of the panic, and the exit
 //! code is 1.
@@ -66,7 +68,10 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 
 /// Runs one body for `share`; returns at how many places it panicked.
 fn fuzz(name: &str, body: Body, share: Duration) -> Result<usize, Box<dyn Error>> {
-    let seeds = seeds(name);
+    let mut seeds = seeds(name);
+    let corpus = corpus(name)?;
+    let corpus_inputs = corpus.len();
+    seeds.extend(corpus);
     let mut random = Random::new(name);
     let mut failures: BTreeMap<String, (String, Vec<u8>, u64)> = BTreeMap::new();
     let (mut runs, mut slowest) = (0u64, Duration::ZERO);
@@ -93,7 +98,7 @@ fn fuzz(name: &str, body: Body, share: Duration) -> Result<usize, Box<dyn Error>
         runs += BATCH;
     }
     println!(
-        "{name:12} {runs:9} inputs, {:8} accepted, {:7.0} a second, slowest {:6.2} ms, {} failures",
+        "{name:15} {corpus_inputs:4} of the corpus, {runs:9} inputs, {:8} accepted, {:7.0} a second, slowest {:6.2} ms, {} failures",
         ACCEPTED.load(Ordering::Relaxed) - accepted,
         runs as f64 / begin.elapsed().as_secs_f64(),
         slowest.as_secs_f64() * 1e3,
@@ -112,6 +117,23 @@ fn fuzz(name: &str, body: Body, share: Duration) -> Result<usize, Box<dyn Error>
         println!("  {}", input.escape_ascii());
     }
     Ok(failures.len())
+}
+
+/// The committed inputs of a target.
+fn corpus(name: &str) -> Result<Vec<Vec<u8>>, Box<dyn Error>> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
+    let mut files = Vec::new();
+    match std::fs::read_dir(&dir) {
+        Ok(entries) => {
+            for entry in entries {
+                files.push(entry?.path());
+            }
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(format!("{}: {e}", dir.display()).into()),
+    }
+    files.sort();
+    Ok(files.iter().map(std::fs::read).collect::<Result<_, _>>()?)
 }
 
 fn write_seeds(dir: &Path) -> Result<ExitCode, Box<dyn Error>> {

@@ -142,3 +142,36 @@ impl Entry {
         Some(())
     }
 }
+
+/// Opens an entry with these contents and reads it, whole and in parts; as it is, and with the checksum of its head
+/// put right. True if the head was.
+#[cfg(feature = "fuzzing")]
+#[allow(clippy::expect_used)] // in a fuzzer that is the report
+pub fn fuzz(bytes: &[u8]) -> bool {
+    let object_bytes = bytes.get(8..16).and_then(|b| b.try_into().ok()).map_or(u64::MAX, u64::from_le_bytes);
+    let head_bytes = 16 + object_bytes.div_ceil(PIECE_BYTES as u64).saturating_mul(SUM_BYTES as u64);
+    let mut mended = bytes.to_vec();
+    if let Some((head, rest)) =
+        usize::try_from(head_bytes).ok().and_then(|at| mended.split_at_mut_checked(at))
+        && rest.len() >= SUM_BYTES
+    {
+        rest[..SUM_BYTES].copy_from_slice(&sum(&[b"k", head]));
+    }
+    let mut right = false;
+    for bytes in [bytes, &mended] {
+        let Some(entry) = Entry::open(crate::fuzzing::file_of(bytes), "k") else { continue };
+        right = true;
+        let (mut whole, mut part) = (Vec::new(), Vec::new());
+        let end = entry.object_bytes();
+        if entry.read(0..end, &mut whole).is_some() {
+            assert_eq!(whole, bytes[bytes.len() - end as usize..]);
+            let range = end / 3..end - end / 5;
+            entry.read(range.clone(), &mut part).expect("a part of what could be read");
+            assert_eq!(part, whole[range.start as usize..range.end as usize]);
+            let mut again = Vec::new();
+            write(&mut again, "k", &whole).expect("memory");
+            assert_eq!(again, bytes);
+        }
+    }
+    right
+}

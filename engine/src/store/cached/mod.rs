@@ -3,6 +3,8 @@
 
 mod disk;
 mod entry;
+#[cfg(feature = "fuzzing")]
+pub use entry::fuzz as fuzz_entry;
 
 use std::collections::HashSet;
 use std::fs;
@@ -258,6 +260,10 @@ impl Store for Cached {
     fn delete(&self, key: &str) -> Result<()> {
         self.disk.remove(key);
         self.inner.delete(key)
+    }
+
+    fn settle(&self, prefix: &str) -> Result<()> {
+        self.inner.settle(prefix)
     }
 
     fn habits(&self) -> Habits {
