@@ -16,6 +16,7 @@ use crate::format::point::RecoveryPoint;
 use crate::id::{ObjectId, PointId};
 use crate::index::Excluded;
 use crate::sealed;
+use crate::simulation::{Bug, planted};
 use crate::store::{Body, PutOutcome, Store, reread};
 
 /// Times that the records are listed again because one was gone when it was read.
@@ -156,6 +157,9 @@ impl GcState {
 
     /// What a reader leaves out, and what it uses only where there is nothing else.
     pub fn for_readers(&self) -> Excluded {
+        if planted(Bug::DeletedFound) {
+            return Excluded::default();
+        }
         Excluded { deleted: self.deleted(), aside: self.aside(), ..Excluded::default() }
     }
 
@@ -163,7 +167,10 @@ impl GcState {
     pub fn for_writers(&self) -> Excluded {
         Excluded {
             deleted: self.deleted(),
-            condemned: self.condemned(),
+            condemned: match planted(Bug::CondemnedTrusted) {
+                true => HashSet::new(),
+                false => self.condemned(),
+            },
             lost: HashSet::new(),
             aside: self.aside(),
         }
@@ -196,7 +203,7 @@ impl GcState {
         let round_is_fine = |(at, round): (usize, &Round)| {
             let knew_it = knew(&round.id);
             (knew_it || round.condemned.points.contains(&id))
-                && self.rounds[..at].iter().all(|other| {
+                && self.rounds[..at].iter().filter(|_| !planted(Bug::RoundsUnaware)).all(|other| {
                     round.knows(&other.id) || other.knows(&round.id) || (knew_it && knew(&other.id))
                 })
                 && self

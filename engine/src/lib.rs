@@ -27,6 +27,10 @@ pub mod restore;
 pub mod retention;
 pub mod run;
 mod sealed;
+#[cfg(feature = "simulation")]
+pub mod simulation;
+#[cfg(not(feature = "simulation"))]
+mod simulation;
 pub mod source;
 pub mod stats;
 pub mod store;

@@ -1,6 +1,8 @@
 //! Every bound of the engine in one place. Sizes that are part of the on-disk format say so; changing one of
 //! those needs a new format version (`docs/FORMAT.md`), the others are tuning.
 
+use crate::simulation::sized;
+
 /// Bytes in a block: the unit of the zero scan, of block hashes and of cut points. **Format.**
 pub const BLOCK_BYTES: usize = 4096;
 
@@ -29,7 +31,7 @@ pub const IO_ALIGN: usize = 4096;
 /// Bytes a pack aims at before it is sealed, and the range `init --pack-size` accepts.
 pub const PACK_BYTES_DEFAULT: u32 = 32 << 20;
 /// See [`PACK_BYTES_DEFAULT`].
-pub const PACK_BYTES_MIN: u32 = 8 << 20;
+pub const PACK_BYTES_MIN: u32 = sized(8 << 20, 64 << 10) as u32;
 /// See [`PACK_BYTES_DEFAULT`]. Also the bound decoders hold a pack's table of contents against.
 pub const PACK_BYTES_MAX: u32 = 256 << 20;
 

@@ -17,6 +17,7 @@ use crate::index::{Claims, Merge, Tidied};
 use crate::lease::{Lease, LeaseState};
 use crate::manifest::each_difference;
 use crate::repo::Repository;
+use crate::simulation::{Bug, planted};
 use crate::store::PutOutcome;
 
 /// What a writer works with. While it lives, its lease is renewed; dropping it gives the lease back.
@@ -33,8 +34,9 @@ impl<'a> WriteSession<'a> {
     /// Begins a run that writes: `purpose` is what others are told of it.
     pub fn begin(repo: &'a Repository, purpose: &'static str) -> Result<Self> {
         // Whoever condemns packs after these records were read sees the lease.
+        let early = planted(Bug::StateBeforeLease).then(|| repo.gc_state()).transpose()?;
         let lease = repo.lease(purpose)?;
-        let gc_state = repo.gc_state()?;
+        let gc_state = early.map_or_else(|| repo.gc_state(), Ok)?;
         // Points before the index: what a point refers to is in every index that is loaded after it was listed.
         let points = repo.point_ids()?;
         let mut excluded = gc_state.for_writers();
@@ -77,7 +79,7 @@ impl<'a> WriteSession<'a> {
         if self.lost_packs > 0 {
             return Ok(false);
         }
-        if self.gc_state.covers(point) {
+        if self.gc_state.covers(point) || planted(Bug::ParentTrusted) {
             return Ok(true);
         }
         let base = self.newest_covered_before(point)?;
@@ -142,15 +144,21 @@ impl<'a> WriteSession<'a> {
 
     /// Publishes a recovery point: all that it refers to must be durable. If the lease is lost the point is withdrawn.
     pub fn commit(&self, point: &mut RecoveryPoint) -> Result<PutOutcome> {
-        self.flush()?;
+        if !planted(Bug::PointBeforeIndex) {
+            self.flush()?;
+        }
         self.gc_state.stamp(point);
         // By the store, not by memory: a collector that took this writer for dead has removed the lease.
-        self.lease.check()?;
         if self.lease.ask()? == LeaseState::Gone {
             return Err(self.lease.lost());
         }
+        // And by its age, once the answer is there: it may have been long on its way.
+        self.lease.check()?;
         let outcome = self.repo.publish_if_absent(point)?;
-        if outcome == PutOutcome::Created {
+        if planted(Bug::PointBeforeIndex) {
+            self.flush()?;
+        }
+        if outcome == PutOutcome::Created && !planted(Bug::ConfirmNotAsked) {
             self.confirm(point)?;
         }
         Ok(outcome)

@@ -40,6 +40,7 @@ use crate::io::{self, BufPool, IoEngineChoice};
 use crate::pack::pack_buffer_bytes;
 use crate::repo::Repository;
 use crate::run::{Progress, Run};
+use crate::simulation::{Bug, planted, sized};
 use crate::source::{Extents, Source, SourceKind};
 use crate::store::PutOutcome;
 use crate::write_session::WriteSession;
@@ -242,7 +243,7 @@ struct RepoParts {
 }
 
 /// Size of metadata packs: nodes of 8 GiB of a volume; small, since the committer alone fills them.
-const META_PACK_BYTES: usize = 4 << 20;
+const META_PACK_BYTES: usize = sized(4 << 20, 64 << 10);
 /// Packs being stored at a time at least, where the store has a use for so many: what two workers fill while one request is under way. With 32 MiB packs and two workers it keeps
 /// all buffers below 256 MiB.
 const PACKS_IN_FLIGHT_MIN: usize = 3;
@@ -285,7 +286,9 @@ pub fn run(
         Ok(committed) => committed,
         Err(error) => return Err(session.flush_after(error)),
     };
-    session.flush()?;
+    if !planted(Bug::PointBeforeIndex) {
+        session.flush()?;
+    }
     let id = PointId::at(unix_ms(options.time.as_deref().unwrap_or(&started_at))?)?;
     let mut point = RecoveryPoint {
         id: id.to_string(),

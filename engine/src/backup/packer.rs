@@ -8,6 +8,7 @@ use crossbeam::channel::{Receiver, Sender};
 use super::{Event, Shared};
 use crate::error::{Error, Result};
 use crate::pack::FinishedPack;
+use crate::simulation::{Bug, planted};
 use crate::store::{Body, PutOutcome};
 
 /// Starts the writers; they end when the channel of packs is closed and empty.
@@ -40,6 +41,10 @@ pub fn spawn_writers(
 fn store_pack(shared: &Shared, finished: FinishedPack, events: &Sender<Event>) -> Result<()> {
     let FinishedPack { pack, rows, buf, len } = finished;
     let key = pack.kind.key(&pack.id.to_string());
+    let mut rows = rows;
+    if planted(Bug::PackAfterIndex) {
+        shared.claims.add_durable(pack, std::mem::take(&mut rows))?;
+    }
     let outcome = shared.repo.store.put_new(&key, Body::Pooled { buf, len })?;
     if outcome == PutOutcome::Exists {
         return Err(Error::damaged(key, "a random name that was taken: the random source repeats itself"));

@@ -17,7 +17,7 @@ use crate::pack::{FinishedPack, PackBuilder};
 use crate::run::Progress;
 
 /// Size of metadata packs: nodes of 8 GiB of a volume.
-pub const META_PACK_BYTES: usize = 4 << 20;
+pub const META_PACK_BYTES: usize = crate::simulation::sized(4 << 20, 64 << 10);
 /// What is stored gets into the index after a quarter of the run so far, within these bounds: so a killed copy need not send it again.
 const FLUSH_AFTER: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 

@@ -15,6 +15,7 @@ use crate::manifest::{NodeReader, Shape};
 use crate::pack::Location;
 use crate::repo::Repository;
 use crate::run::{Progress, Run};
+use crate::simulation::{Bug, planted};
 use crate::store::Span;
 
 /// Marks all that `points` need, and adds up what that makes for each pack. A point that cannot be read, or content that cannot be found, is an error: then nothing may be deleted.
@@ -42,7 +43,11 @@ pub fn all(
         repo,
     };
     for id in points {
-        let Some(point) = repo.read_listed_point(*id)? else { continue };
+        let read = match repo.read_point(*id) {
+            Err(Error::Missing { .. }) if planted(Bug::AbsentForgotten) => Ok(None),
+            _ => repo.read_listed_point(*id),
+        };
+        let Some(point) = read? else { continue };
         walk.point.clone_from(&point.id);
         for volume in &point.volumes {
             let shape = Shape { size_bytes: volume.size_bytes };

@@ -24,6 +24,7 @@ use crate::index::{Index, Merge};
 use crate::lease::{self, Lease, SeenLease};
 use crate::repo::Repository;
 use crate::run::Run;
+use crate::simulation::{Bug, planted};
 use crate::store::PutOutcome;
 use packs::{Present, Use, Uses};
 
@@ -251,9 +252,10 @@ impl Pass<'_> {
         // writers, then points, then the index: what those that have ended published, condemned or merged is seen.
         let present = packs::list(self.repo.store().as_ref())?;
         let before: HashSet<ObjectId> = self.repo.gc_state()?.rounds.iter().map(|round| round.id).collect();
+        let early = planted(Bug::PointsBeforeLeases).then(|| self.repo.point_ids()).transpose()?;
         let writers = self.writers()?;
         let state = self.repo.gc_state()?;
-        let points = self.repo.point_ids()?;
+        let points = early.map_or_else(|| self.repo.point_ids(), Ok)?;
         let (index, uses) = self.mark(&state, &points, &present)?;
         self.report.points = points.len() as u64;
         present.each(|_, bytes| self.report.present.add(bytes));
@@ -262,7 +264,10 @@ impl Pass<'_> {
         (self.report.index_rows, self.report.gone_rows) = (uses.rows, uses.gone_rows);
 
         let mut decidable: Vec<&Round> = Vec::new();
-        for round in state.rounds.iter().filter(|round| before.contains(&round.id)) {
+        for round in state.rounds.iter() {
+            if !before.contains(&round.id) && !planted(Bug::NewRoundsDecided) {
+                continue;
+            }
             self.stop()?;
             if self.is_decidable(round, &writers)? {
                 decidable.push(round);
@@ -321,7 +326,7 @@ impl Pass<'_> {
                 continue;
             }
             self.report.dead_leases += 1;
-            if self.lease.is_some() {
+            if self.lease.is_some() && !planted(Bug::DeadLeaseKept) {
                 tracing::info!("the lease of a dead writer is removed: {}", seen.describe());
                 for name in &seen.names {
                     self.repo.store().delete(&ObjectKind::Lease.key(&name.to_string()))?;
@@ -360,7 +365,8 @@ impl Pass<'_> {
             .map(SeenLease::describe)
             .collect();
         let not_before_ms = round.id.unix_ms() + self.options.grace.as_millis() as u64;
-        let decidable = waited_for.is_empty() && self.now_ms() >= not_before_ms;
+        let decidable =
+            waited_for.is_empty() && (self.now_ms() >= not_before_ms || planted(Bug::SweptBeforeGrace));
         if !decidable && !round.condemned.packs.is_empty() {
             let condemned = Amount { packs: round.condemned.packs.len() as u64, bytes: 0 };
             self.report.waiting.push(Waiting { condemned, not_before_ms, writers: waited_for });
@@ -373,7 +379,10 @@ impl Pass<'_> {
         let name = stage_name(round, Stage::Fence);
         let fence = Fence {
             id: name.to_string(),
-            writers: writers.iter().map(|writer| writer.writer.to_hex()).collect(),
+            writers: match planted(Bug::FenceNotWritten) {
+                true => Vec::new(),
+                false => writers.iter().map(|writer| writer.writer.to_hex()).collect(),
+            },
         };
         if self.lease.is_some() {
             fail::fail_point!("gc-before-fence");
@@ -397,7 +406,8 @@ impl Pass<'_> {
             return Ok(Some(Vec::new()));
         }
         let condemned = rounds.iter().flat_map(|round| round.condemned.packs.iter().copied());
-        let (needed, needless): (Vec<Pack>, Vec<Pack>) = condemned.partition(|pack| uses.is_needed(&pack.id));
+        let needed = |pack: &Pack| uses.is_needed(&pack.id) && !planted(Bug::RescueIgnored);
+        let (needed, needless): (Vec<Pack>, Vec<Pack>) = condemned.partition(needed);
         let deleted = needless.iter().map(|pack| pack.id).collect();
         if self.lease.is_some() {
             self.stop()?;
@@ -405,7 +415,7 @@ impl Pass<'_> {
             let (store, keys) = (self.repo.store().as_ref(), self.repo.keys());
             let ids: Vec<ObjectId> = rounds.iter().map(|round| round.id).collect();
             let decided = state.decide(store, keys, self.now_ms(), &ids, needless, points.to_vec())?;
-            if decided == PutOutcome::Exists {
+            if decided == PutOutcome::Exists && !planted(Bug::OutdatedDecides) {
                 return Ok(None);
             }
             ids.into_iter().try_for_each(|round| self.delete_records(round))?;
@@ -458,7 +468,8 @@ impl Pass<'_> {
         for (name, decided) in &state.decided {
             let old = self.now_ms().saturating_sub(decided.decided_ms) > REMEMBERED.as_millis() as u64;
             let named = |pack: &Pack| known.contains(&pack.id) || present.has(&pack.id);
-            if old && !state.is_newest_decision(*name) && !decided.packs.iter().any(named) {
+            let forgotten = planted(Bug::DecisionsForgotten);
+            if (old && !state.is_newest_decision(*name) && !decided.packs.iter().any(named)) || forgotten {
                 delete(*name)?;
             }
         }

@@ -12,10 +12,11 @@ use crate::error::{Error, Result};
 use crate::format::header::ObjectKind;
 use crate::format::index_segment::{PackRef, Row};
 use crate::id::{ObjectId, random_bytes};
+use crate::simulation::{Bug, planted, sized};
 use crate::store::PutOutcome;
 
 /// Rows of one part of a merge. The tail of a part is read and decoded at once, and its filter is built in memory: 33 bytes a row, 140 MB.
-pub const PART_ROWS: u64 = 4 << 20;
+pub const PART_ROWS: u64 = sized(4 << 20, 16) as u64;
 /// Rows between two looks at whether to stop.
 const STOP_ROWS: u64 = 1 << 16;
 
@@ -126,6 +127,11 @@ impl Index {
                 return Err(taken(&object));
             }
             done.parts += 1;
+            if planted(Bug::InputsDeletedEarly) {
+                for id in &superseded {
+                    self.store.delete(&ObjectKind::Index.key(&id.to_string()))?;
+                }
+            }
             fail::fail_point!("merge-after-put");
             if rows.is_done() {
                 return Ok(done);

@@ -10,10 +10,11 @@ use crate::error::Error;
 use crate::format::header::ObjectKind;
 use crate::format::index_segment::{PackRef, filter_key};
 use crate::pack::{Location, read_toc};
+use crate::simulation::sized;
 use crate::store::Store;
 
 /// Contents remembered: those of some 40 packs, 4 MB.
-const ROWS: usize = 64 << 10;
+const ROWS: usize = sized(64 << 10, 1 << 10);
 /// Packs whose last hit is remembered.
 const RECENT: usize = 256;
 /// Packs whose contents can be in the cache.

@@ -9,6 +9,7 @@ use super::runs::Run;
 use super::segment::Segment;
 use crate::error::Result;
 use crate::format::index_segment::Row;
+use crate::simulation::{Bug, planted};
 use crate::store::Store;
 
 /// Pages read at a time over all runs that are merged: 8 MiB, and as much again decoded.
@@ -137,9 +138,10 @@ impl<'s> MergedRows<'s> {
             }
             let found = Found { row, run, part: self.runs[run].part };
             let best_so_far = chosen.map_or(RowStatus::Deleted, |(_, status)| status);
-            if best_so_far < RowStatus::Live {
+            if best_so_far < RowStatus::Live || planted(Bug::MergeTakesOlder) {
                 let of_row = status(&row, self.segment(&found));
-                if of_row > best_so_far {
+                let taken = of_row != RowStatus::Deleted && planted(Bug::MergeTakesOlder);
+                if of_row > best_so_far || taken {
                     chosen = Some((found, of_row));
                 }
             }
