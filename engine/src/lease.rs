@@ -135,14 +135,19 @@ impl Lease {
 
     /// The present time by the store's clock, if the store has one: when the lease was last renewed there, and the time since.
     pub fn store_now_ms(&self) -> Result<Option<u64>> {
-        let (renewals, renewed) = {
-            let state = self.shared.state();
-            (state.renewals, state.renewed)
-        };
-        let name = self.shared.writer.lease(renewals);
-        let then_ms = self.shared.store.modified_ms(&ObjectKind::Lease.key(&name.to_string()))?;
-        let since = self.shared.environment.clock.monotonic().saturating_sub(renewed.monotonic);
-        Ok(then_ms.map(|then_ms| then_ms + since.as_millis() as u64))
+        loop {
+            let (renewals, renewed) = {
+                let state = self.shared.state();
+                (state.renewals, state.renewed)
+            };
+            let name = self.shared.writer.lease(renewals);
+            let then_ms = self.shared.store.modified_ms(&ObjectKind::Lease.key(&name.to_string()))?;
+            if then_ms.is_none() && self.shared.state().renewals != renewals {
+                continue; // it was renewed meanwhile
+            }
+            let since = self.shared.environment.clock.monotonic().saturating_sub(renewed.monotonic);
+            return Ok(then_ms.map(|then_ms| then_ms + since.as_millis() as u64));
+        }
     }
 
     /// Gives it back.

@@ -149,10 +149,11 @@ impl<'a> WriteSession<'a> {
         }
         self.gc_state.stamp(point);
         // By the store, not by memory: a collector that took this writer for dead has removed the lease.
-        self.lease.check()?;
         if self.lease.ask()? == LeaseState::Gone {
             return Err(self.lease.lost());
         }
+        // And by its age, once the answer is there: it may have been long on its way.
+        self.lease.check()?;
         let outcome = self.repo.publish_if_absent(point)?;
         if planted(Bug::PointBeforeIndex) {
             self.flush()?;

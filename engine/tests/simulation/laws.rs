@@ -168,9 +168,9 @@ impl Laws {
         let newest_ms = self.known[repo].leases.values().filter(own).map(|leased| leased.asked_ms).max();
         let excused = robbed || (change.late && newest_ms.is_none());
         if let Some(newest_ms) = newest_ms.filter(|_| !self.steps && !change.late)
-            && change.before_ms > newest_ms + TRUSTED_MS
+            && change.asked_ms > newest_ms + TRUSTED_MS
         {
-            let hours = (change.before_ms - newest_ms) / HOUR_MS;
+            let hours = (change.asked_ms - newest_ms) / HOUR_MS;
             return Err(format!("p{process} published a point {hours} hours after it had renewed its lease"));
         }
         // A copy has the id of its original.

@@ -29,6 +29,7 @@ pub struct Setting {
     /// Names of machines that are backed up, kinds of files on their disks, and what is in front of them.
     pub names: u64,
     pub kinds: u64,
+    pub files: u64,
     pub hole_bytes: usize,
     pub pack_bytes: u32,
     /// Clocks are wrong by so much at most, and step if `steps`.
@@ -84,8 +85,10 @@ impl Setting {
     fn of_duplicates(&mut self, rng: &mut Rng) {
         self.weights = [8, 3, 5, 0, 0, 0];
         (self.crowd, self.processes) = (rng.between(3..=5) as usize, 40);
-        (self.grace, self.names) = (Duration::ZERO, 3);
-        (self.kinds, self.pack_bytes) = (rng.between(3..=5), *rng.pick(&[96 << 10, 192 << 10]));
+        // Most have no parent: what they have is looked up.
+        (self.grace, self.names, self.files) = (Duration::ZERO, 12, rng.between(2..=3));
+        (self.kinds, self.pack_bytes) = (rng.between(3..=6), *rng.pick(&[192 << 10, 256 << 10]));
+        (self.moves, self.hole_bytes) = (rng.one_in(2), 0);
         (self.jump, self.skew_ms) = (0, 0);
     }
 
@@ -125,6 +128,7 @@ impl Setting {
             waits_one_in: *rng.pick(&[2, 6, 20]),
             names: rng.between(1..=3),
             kinds: *rng.pick(&[3, 5, 8, 12]),
+            files: *rng.pick(&[2, 4, 6]),
             hole_bytes: if rng.one_in(12) { 4 << 20 } else { 0 },
             pack_bytes: *rng.pick(&[64 << 10, 96 << 10, 192 << 10]),
             skew_ms: *rng.pick(&[0, 0, 60_000, HOUR_MS, 48 * HOUR_MS]),

@@ -53,8 +53,6 @@ pub struct Request {
     pub repo: usize,
     pub op: Op,
     pub asked_ms: u64,
-    /// When it asked for what it asked for before that: no earlier did it look at its lease.
-    pub before_ms: u64,
 }
 
 /// A request that waits for the scheduler.
@@ -88,8 +86,6 @@ pub struct Process {
     /// How it ended: true if with exit code 0.
     pub exit: Option<bool>,
     pub ended_ms: u64,
-    /// When an operation of it came last.
-    pub asked_ms: u64,
     /// Somebody else removed a lease of it while it ran.
     pub robbed: bool,
     /// What it backs up.
@@ -119,7 +115,6 @@ pub struct Change {
     pub key: String,
     pub put: bool,
     pub asked_ms: u64,
-    pub before_ms: u64,
     /// The process had been told that it failed.
     pub late: bool,
 }
@@ -184,12 +179,10 @@ impl Stage {
                 return Answer::Failed("the process was killed");
             }
             let now_ms = state.now_ms;
-            let request =
-                Request { process, repo, op, asked_ms: now_ms, before_ms: state.processes[process].asked_ms };
+            let request = Request { process, repo, op, asked_ms: now_ms };
             if state.passes(&request) {
                 return state.apply(&request, false);
             }
-            state.processes[process].asked_ms = now_ms;
             let (thread_id, slot) = (thread_id(), slot.clone());
             let parked = Parked { request, done: None, again: false, thread_id, slot };
             state.parked.push(parked);
@@ -282,19 +275,22 @@ impl State {
 
     /// Lets a request take effect; `late` if its process was told before that it had failed.
     pub fn apply(&mut self, request: &Request, late: bool) -> Answer {
-        let Request { process, repo, ref op, asked_ms, before_ms } = *request;
+        let Request { process, repo, ref op, asked_ms } = *request;
         let page = self.page;
         let answer = self.repos[repo].apply(op, page, self.now_ms);
         let put = matches!(answer, Answer::Put(PutOutcome::Created));
         if put || matches!(answer, Answer::Deleted) {
             let key = op.key().to_owned();
-            self.changes.push(Change { process, repo, key, put, asked_ms, before_ms, late });
+            self.changes.push(Change { process, repo, key, put, asked_ms, late });
         }
         answer
     }
 
     /// What the wall clock of a process says.
     pub fn wall_ms(&self, process: usize) -> u64 {
+        if process == OBSERVER {
+            return self.now_ms;
+        }
         self.now_ms.saturating_add_signed(self.hosts[self.processes[process].host].wrong_ms)
     }
 

@@ -290,7 +290,7 @@ impl World<'_> {
 
     fn backup(&mut self) -> Task {
         let number = self.rng.below(self.setting.names);
-        let name = ["a", "b", "c"][number as usize].to_owned();
+        let name = char::from(b'a' + number as u8).to_string();
         let (kinds, hole) = (self.setting.kinds, self.setting.hole_bytes);
         let others: Vec<Arc<Disk>> = self.disks.values().filter_map(|disks| disks.last().cloned()).collect();
         let earlier = self.disks.entry(name.clone()).or_default();
@@ -303,7 +303,7 @@ impl World<'_> {
             // What another machine has.
             (_, 12..=13) if !others.is_empty() => rng.pick(&others).clone(),
             (_, 14..=15) if !others.is_empty() => rng.pick(&others).changed(rng, kinds),
-            _ => Disk::drawn(rng, kinds, hole),
+            _ => Disk::drawn(rng, kinds, self.setting.files, hole),
         };
         earlier.push(disk.clone());
         let (tracked, stream) = (rng.one_in(4), rng.one_in(5));
