@@ -100,7 +100,7 @@ fn read(volume: &Path) -> Outcome<Step> {
 
 /// Reads the segments at these offsets as a backup does, and returns how many bytes they were.
 pub fn read_volume(volume: &Path, offsets: &[u64]) -> Outcome<f64> {
-    let source = source::open(volume, OpenOptions { force_live: true })?;
+    let source = source::open(volume, OpenOptions { force_live: true, raw_container: true })?;
     let file = source.file().ok_or("a stream cannot be measured")?;
     let (engine, _) = choose(IoEngineChoice::Auto)?;
     let pool = BufPool::new(READ_DEPTH + 2, SEGMENT_BYTES);

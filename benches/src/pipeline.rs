@@ -37,7 +37,7 @@ impl Pipeline {
         name: &str,
         with_parent: bool,
     ) -> Outcome<(BackupReport, Used)> {
-        let source = source::open(volume, OpenOptions { force_live: true })?;
+        let source = source::open(volume, OpenOptions { force_live: true, raw_container: true })?;
         let volumes = vec![VolumeSource { name: "disk".into(), source, changed_extents: None }];
         let options = BackupOptions {
             name: name.into(),

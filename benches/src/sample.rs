@@ -14,7 +14,7 @@ const SAMPLE_BYTES: usize = 256 << 20;
 
 /// Offsets of the segments that hold data.
 pub fn data_segments(path: &Path) -> Outcome<Vec<u64>> {
-    let source = source::open(path, OpenOptions { force_live: true })?;
+    let source = source::open(path, OpenOptions { force_live: true, raw_container: true })?;
     let mut segments = Vec::new();
     let mut from = 0;
     while let Some(data) = source.next_data(from)? {

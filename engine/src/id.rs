@@ -91,6 +91,11 @@ impl PointId {
         bytes[..6].copy_from_slice(&unix_ms.to_be_bytes()[2..]);
         Ok(Self(bytes))
     }
+
+    /// The time that the id begins with, in milliseconds since 1970.
+    pub fn unix_ms(&self) -> u64 {
+        self.0[..6].iter().fold(0, |ms, byte| ms << 8 | u64::from(*byte))
+    }
 }
 
 /// Random bytes from the operating system, for ids, salts and keys.

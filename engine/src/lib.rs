@@ -5,6 +5,7 @@ pub mod cold;
 pub mod compress;
 pub mod copy;
 pub mod crypto;
+pub mod dated;
 pub mod diff;
 pub mod environment;
 pub mod error;

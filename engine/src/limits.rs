@@ -35,6 +35,10 @@ pub const PACK_BYTES_MIN: u32 = sized(8 << 20, 64 << 10) as u32;
 /// See [`PACK_BYTES_DEFAULT`]. Also the bound decoders hold a pack's table of contents against.
 pub const PACK_BYTES_MAX: u32 = 256 << 20;
 
+/// How far a recovery point may be dated after this machine's clock before it counts as one of the future: clocks of
+/// machines that share a repository differ by seconds, minutes at most.
+pub const CLOCK_TOLERANCE_MS: u64 = 10 * 60 * 1000;
+
 /// Descriptors that are for everything but connections and cached files: sources, targets, rings, pipes, logs.
 const DESCRIPTORS_KEPT: f64 = 24.0;
 

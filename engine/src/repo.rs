@@ -7,6 +7,7 @@ use crate::chunker::{ChunkParams, ChunkerKind};
 use crate::crypto::RepoKeys;
 use crate::crypto::keys::{MasterKey, random_master_key};
 use crate::crypto::wrap::{AccessKey, unwrap, wrap};
+use crate::dated::{self, future_points};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::fan;
@@ -284,6 +285,11 @@ impl Repository {
         Index::load_in(self.store.clone(), self.keys.clone(), self.environment.clock.clone())
     }
 
+    /// The present time by the repository's clock, in milliseconds since 1970.
+    pub fn unix_ms(&self) -> u64 {
+        self.environment.clock.unix_ms()
+    }
+
     /// The present time by the repository's clock, RFC 3339, to the millisecond.
     pub(crate) fn now(&self) -> String {
         rfc3339(self.environment.clock.unix_ms())
@@ -487,8 +493,11 @@ impl Repository {
         }
     }
 
-    /// The newest point called `name` (or of any name). Damaged points are passed over with a warning.
+    /// The newest point called `name` (or of any name) that is not dated in the future. Damaged points are passed over
+    /// with a warning, and so are those of the future: one night with a wrong clock would win over all that follow.
     pub fn newest(&self, ids: &[PointId], name: Option<&str>) -> Result<Option<RecoveryPoint>> {
+        let (ids, future) = ids.split_at(ids.len() - future_points(ids, self.unix_ms()).len());
+        future.iter().for_each(|id| dated::pass_over(self, *id, name));
         let newest_first: Vec<PointId> = ids.iter().rev().copied().collect();
         let at_a_time = self.store.habits().parallel_reads;
         // The newest of a name is mostly among the newest of all: few are read before many are.
@@ -519,6 +528,15 @@ impl Repository {
         if ids.is_empty() {
             return format!("{asked}; {} holds none yet", self.location());
         }
+        let future = future_points(ids, self.unix_ms()).len();
+        if future > 0 {
+            return format!(
+                "{asked}; {} holds {} points, {future} of them dated in the future and to be named by their ids, \
+                 `penstock list` shows them",
+                self.location(),
+                ids.len()
+            );
+        }
         format!("{asked}; {} holds {} points, `penstock list` shows them", self.location(), ids.len())
     }
 }
@@ -529,7 +547,7 @@ fn is_of_one_point(error: &Error) -> bool {
 }
 
 /// The name after `latest`, if that is what `text` says.
-fn latest_name(text: &str) -> Option<Option<&str>> {
+pub(crate) fn latest_name(text: &str) -> Option<Option<&str>> {
     match text.strip_prefix("latest")? {
         "" => Some(None),
         rest => rest.strip_prefix(':').map(Some),

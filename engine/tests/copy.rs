@@ -103,6 +103,7 @@ fn back_up(repo: &Repository, contents: &[u8]) -> RecoveryPoint {
     let options = BackupOptions {
         name: "host".into(),
         workers: 2,
+        allow_shrink: true,
         state_dir: state.path().to_owned(),
         ..BackupOptions::default()
     };

@@ -14,7 +14,7 @@ use penstock_engine::source::{self, OpenOptions, Source, SourceKind};
 use penstock_engine::target::{self, Target, TargetKind, TargetOptions};
 
 fn open_source(path: &Path, force_live: bool) -> penstock_engine::Result<Box<dyn Source>> {
-    source::open(path, OpenOptions { force_live })
+    source::open(path, OpenOptions { force_live, ..OpenOptions::default() })
 }
 
 fn open_target(path: &Path, size_bytes: u64) -> penstock_engine::Result<Target> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use penstock_engine::backup::{self, BackupOptions, BackupReport, VolumeSource};
+use penstock_engine::backup::{self, BackupOptions, BackupReport, Parent, VolumeSource};
 use penstock_engine::crypto::wrap::AccessKey;
 use penstock_engine::repo::{InitOptions, Repository};
 use penstock_engine::source::{Extents, Fetched, OpenFile, RangeSource, Source, SourceKind};
@@ -108,8 +108,13 @@ fn back_up(
         source: Box::new(Snapshot(blocks.clone())),
         changed_extents: changed.map(Extents::from_ranges),
     }];
+    let parent = match volumes[0].changed_extents {
+        Some(_) => Parent::Point(repo.resolve(&format!("latest:{name}")).unwrap().id),
+        None => Parent::Latest,
+    };
     let options = BackupOptions {
         name: name.into(),
+        parent,
         workers: 2,
         state_dir: state.path().to_owned(),
         other: BTreeMap::from([("instance".into(), serde_json::json!({"id": "i-1"}))]),

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use penstock_engine::Error;
@@ -28,6 +29,8 @@ use penstock_engine::id::PointId;
 use penstock_engine::index::Fences;
 use penstock_engine::limits::{NODE_FANOUT, SEGMENT_BYTES};
 use penstock_engine::source::Extents;
+use penstock_engine::source::qcow2::header::Header as Header2;
+use penstock_engine::source::qcow2::image::{Image, Kind, ReadAt};
 use xorf::{BinaryFuse8, Filter};
 
 mod records;
@@ -51,7 +54,7 @@ pub static ACCEPTED: AtomicU64 = AtomicU64::new(0);
 pub type Body = fn(&[u8]);
 
 /// All bodies by the names of their targets.
-pub const BODIES: [(&str, Body); 25] = [
+pub const BODIES: [(&str, Body); 26] = [
     ("header", header),
     ("trailer", trailer),
     ("plain", plain),
@@ -77,6 +80,7 @@ pub const BODIES: [(&str, Body); 25] = [
     ("text", text),
     ("mount_tables", mount_tables),
     ("ec2_answer", ec2_answer),
+    ("qcow2", qcow2),
 ];
 
 /// The header of a sealed object.
@@ -362,11 +366,68 @@ pub fn extents(data: &[u8]) {
         assert_eq!(extents.next(range.start).as_ref(), Some(range));
         assert!(extents.intersects(range));
     }
-    let mut text = String::new();
+    let mut text = extents.base().map(|id| format!("{{\"base\":\"{id}\"}}\n")).unwrap_or_default();
     for range in &ranges {
         text += &format!("{{\"offset\":{},\"length\":{}}}\n", range.start, range.end - range.start);
     }
     assert_eq!(Extents::parse(text.as_bytes(), OBJECT, volume_bytes).expect("own lines"), extents);
+}
+
+/// A qcow2 image: header, tables, compressed clusters. Input: the file.
+///
+/// The tables are walked from the disk's beginning, and what they name is read, so far as that is little.
+pub fn qcow2(data: &[u8]) {
+    let Ok(header) = Header2::decode(data) else { return };
+    ACCEPTED.fetch_add(1, Ordering::Relaxed);
+    assert!(header.l1_entries * header.bytes_per_l2_table() >= header.size_bytes);
+    let file: Arc<dyn ReadAt> = Arc::new(InMemory(data.to_vec()));
+    let (size_bytes, cluster_bytes) = (header.size_bytes, header.cluster_bytes());
+    let image = Image::new(OBJECT, header, file, None);
+    let (mut at, mut bytes) = (0, Vec::new());
+    for _ in 0..QCOW2_STEPS {
+        if at >= size_bytes {
+            break;
+        }
+        let limit = (size_bytes - at).min(QCOW2_STEP_BYTES);
+        let Ok(extent) = image.extent(at, limit) else {
+            at = (at / cluster_bytes + 1) * cluster_bytes;
+            continue;
+        };
+        assert!(extent.len > 0 && extent.len <= limit, "{extent:?} of {limit}");
+        match extent.kind {
+            Kind::Data(offset) => {
+                bytes.resize(extent.len.min(4096) as usize, 1);
+                image.read_data(&mut bytes, offset).expect("memory can be read");
+            }
+            Kind::Compressed(place) => {
+                assert!(extent.len + place.within <= cluster_bytes);
+                if image.read_compressed(&place, &mut bytes).is_ok() {
+                    assert_eq!(bytes.len() as u64, cluster_bytes);
+                }
+            }
+            Kind::Unallocated | Kind::Zero => {}
+        }
+        at += extent.len;
+    }
+}
+
+/// Extents that [`qcow2`] looks at, and the longest that it asks for.
+const QCOW2_STEPS: usize = 64;
+const QCOW2_STEP_BYTES: u64 = 1 << 30;
+
+struct InMemory(Vec<u8>);
+
+impl ReadAt for InMemory {
+    fn size_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(self.0.len());
+        let count = buf.len().min(self.0.len() - from);
+        buf[..count].copy_from_slice(&self.0[from..from + count]);
+        Ok(count)
+    }
 }
 
 /// Counts an input that a decoder took.

@@ -52,6 +52,7 @@ pub fn seeds(name: &str) -> Vec<Vec<u8>> {
         "text" => TEXTS.map(|text| text.as_bytes().to_vec()).into(),
         "mount_tables" => vec![MOUNTS.into(), b"12:3".to_vec()],
         "ec2_answer" => vec![ANSWER.into(), b"<a/>".to_vec()],
+        "qcow2" => [(9, 2), (9, 3), (12, 3), (16, 3)].map(|(bits, version)| qcow2(bits, version)).into(),
         _ => Vec::new(),
     }
 }
@@ -299,3 +300,29 @@ const MOUNTS: &str = "27 1 259:1 / / rw,relatime shared:1 - ext4 /dev/root rw,di
 
 const ANSWER: &str =
     "<?xml version=\"1.0\"?><R xmlns=\"u\"><set><item><a>1 &lt; &#50;</a><b/></item></set></R>";
+
+/// An image of 64 clusters: one of data, one of zeros, one compressed (a stored block of deflate), the rest not there.
+fn qcow2(cluster_bits: u32, version: u32) -> Vec<u8> {
+    let cluster = 1usize << cluster_bits;
+    let mut image = vec![0; 5 * cluster];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"QFI\xfb");
+    put(4, &version.to_be_bytes());
+    put(20, &cluster_bits.to_be_bytes());
+    put(24, &(64 * cluster as u64).to_be_bytes());
+    put(36, &64u32.to_be_bytes());
+    put(40, &(cluster as u64).to_be_bytes());
+    if version == 3 {
+        put(96, &4u32.to_be_bytes());
+        put(100, &104u32.to_be_bytes());
+    }
+    let (l2, data) = (2 * cluster, 3 * cluster);
+    put(cluster, &(l2 as u64 | 1 << 63).to_be_bytes());
+    put(l2, &(data as u64 | 1 << 63).to_be_bytes());
+    put(l2 + 8, &1u64.to_be_bytes());
+    put(l2 + 16, &(1u64 << 62 | (data + 512) as u64).to_be_bytes());
+    put(data, &[7; 300]);
+    let len = (cluster as u32).min(65_535) as u16;
+    put(data + 512, &[&[1][..], &len.to_le_bytes(), &(!len).to_le_bytes()].concat());
+    image
+}

@@ -341,7 +341,9 @@ fn a_backup_builds_on_a_copy() {
     image::patch_random(&source, 5 * MIB + 100, 20_000, 2);
     let extents = work.join("extents");
     fs::write(&extents, format!("{{\"offset\":{},\"length\":20000}}\n", 5 * MIB + 100)).unwrap();
-    let answer = to.backup(&source, "host", &["--changed-extents", text(&extents)]);
+    // The copy has the id of its original, so a list that is relative to the one is relative to the other.
+    let base = from.point_ids().pop().unwrap();
+    let answer = to.backup(&source, "host", &["--changed-extents", text(&extents), "--parent", &base]);
     assert!(json::over_volumes(&answer, "new_bytes") < 5 * MIB, "{answer:#}");
     restores(&work, &to, "latest", &source, "by a list");
     to.backup(&source, "host", &[]);

@@ -153,6 +153,11 @@ fn write_extents(path: &Path, edits: &[Edit]) {
     fs::write(path, edits.iter().map(line).collect::<String>()).unwrap();
 }
 
+/// What the next list of changes is relative to.
+fn newest(repo: &Repo, name: &str) -> String {
+    json::text(&repo.show(&format!("latest:{name}")), "id").to_owned()
+}
+
 /// Edits in ascending order, overlapping ones as one.
 fn merged(edits: &[Edit]) -> Vec<Edit> {
     let mut sorted = edits.to_vec();
@@ -168,6 +173,7 @@ fn merged(edits: &[Edit]) -> Vec<Edit> {
 }
 
 /// A chain of nights: each point comes from the list alone, a full read of the same contents has to give the same root.
+/// The disk shrinks by up to a quarter now and then.
 fn changed_extents_chain(chunker: &str, engine: &str, seed: u64, nights: u64) {
     let work = Workdir::new("extents");
     let repo = Repo::encrypted(&work, "repo", &["--chunker", chunker]);
@@ -180,9 +186,11 @@ fn changed_extents_chain(chunker: &str, engine: &str, seed: u64, nights: u64) {
         let edits = edit(&source, &mut rng);
         write_extents(&list, &edits);
         let context = format!("{chunker}, {engine}, seed {seed}, night {night}, edits {edits:?}");
-        let tracked =
-            repo.backup(&source, "host", &["--changed-extents", text(&list), "--io-engine", engine]);
-        let full = repo.backup(&source, "full", &["--no-parent", "--io-engine", engine]);
+        let base = newest(&repo, "host");
+        let how = ["--allow-shrink", "--io-engine", engine];
+        let list_args = ["--changed-extents", text(&list), "--parent", &base];
+        let tracked = repo.backup(&source, "host", &[&list_args[..], &how].concat());
+        let full = repo.backup(&source, "full", &[&["--no-parent"][..], &how].concat());
         let roots = [&tracked, &full].map(|answer| repo.root(json::text(answer, "recovery_point"), 0));
         assert_eq!(roots[0], roots[1], "{context}: the manifest is not that of a full read");
         assert_eq!(
@@ -230,7 +238,8 @@ fn changed_extents_read_in_proportion() {
             edits.push((offset, length));
         }
         write_extents(&list, &edits);
-        let answer = repo.backup(&source, "host", &["--changed-extents", text(&list)]);
+        let base = newest(&repo, "host");
+        let answer = repo.backup(&source, "host", &["--changed-extents", text(&list), "--parent", &base]);
         let read = json::over_volumes(&answer, "read_bytes");
         let ranges = merged(&edits);
         let changed: u64 = ranges.iter().map(|(_, length)| length).sum();
@@ -243,7 +252,8 @@ fn changed_extents_read_in_proportion() {
     }
     // nothing changed: nothing is read
     write_extents(&list, &[]);
-    let answer = repo.backup(&source, "host", &["--changed-extents", text(&list)]);
+    let base = newest(&repo, "host");
+    let answer = repo.backup(&source, "host", &["--changed-extents", text(&list), "--parent", &base]);
     assert_eq!(json::over_volumes(&answer, "read_bytes"), 0, "{answer:#}");
     let full = repo.backup(&source, "full", &["--no-parent"]);
     assert_eq!(repo.root("latest:host", 0), repo.root(json::text(&full, "recovery_point"), 0));

@@ -52,7 +52,9 @@ fn one_tebibyte_with_little_in_it() {
     image::patch_random(&source, 900 * GIB + 777, 20_000, 9);
     std::fs::write(&list, format!("{{\"offset\": {}, \"length\": 20000}}\n", 900 * GIB + 777)).unwrap();
     let began = Instant::now();
-    let answer = repo.backup(&source, "host", &["--workers", "2", "--changed-extents", text(&list)]);
+    let base = repo.point_ids().pop().unwrap();
+    let list_args = ["--workers", "2", "--changed-extents", text(&list), "--parent", &base];
+    let answer = repo.backup(&source, "host", &list_args);
     println!("backup of 1 TiB by list: {:?}", began.elapsed());
     assert!(json::over_volumes(&answer, "read_bytes") <= MIB, "{answer:#}");
     let began = Instant::now();

@@ -11,7 +11,7 @@ use penstock_engine::source::{self, OpenOptions};
 fn main() -> Outcome<()> {
     let mut args = std::env::args().skip(1);
     let image = args.next().ok_or("usage: data_ranges IMAGE [TARGET]")?;
-    let source = source::open(Path::new(&image), OpenOptions { force_live: true })?;
+    let source = source::open(Path::new(&image), OpenOptions { force_live: true, raw_container: true })?;
     let (file, action) = args.next().map_or((image, "read"), |target| (target, "write"));
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     writeln!(out, "fio version 2 iolog\n{file} add\n{file} open")?;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use penstock_engine::backup::{self, BackupOptions, VolumeSource};
+use penstock_engine::backup::{self, BackupOptions, Parent, VolumeSource};
 use penstock_engine::crypto::wrap::AccessKey;
 use penstock_engine::format::config::Encryption;
 use penstock_engine::id::SegmentNo;
@@ -201,10 +201,16 @@ fn open(root: &Path) -> Result<(Arc<Watched>, Repository)> {
 
 fn back_up(root: &Path, disk: &Disk, changed: Option<Extents>) -> Result<()> {
     let (_, repo) = open(root)?;
-    let source = source::open(&disk.path, OpenOptions { force_live: true })?;
+    let source = source::open(&disk.path, OpenOptions { force_live: true, raw_container: true })?;
+    // A list of changes says what it is relative to: here, the night before.
+    let parent = match changed {
+        Some(_) => Parent::Point(repo.resolve("latest")?.id),
+        None => Parent::Latest,
+    };
     let volume = VolumeSource { name: "disk".into(), source, changed_extents: changed };
     let options = BackupOptions {
         name: "nights".into(),
+        parent,
         resume: false,
         workers: 2,
         state_dir: root.join("state"),

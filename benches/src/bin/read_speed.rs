@@ -18,7 +18,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let (engine, why) = choose(args.get(2).map_or("auto", String::as_str).parse::<IoEngineChoice>()?)?;
     let (threads, depth, segment) = (number(3, 1), number(4, 8), number(5, 4) << 20);
     let touch = args.get(6).is_some_and(|text| text == "touch");
-    let source = source::open(Path::new(path), OpenOptions { force_live: true })?;
+    let source = source::open(Path::new(path), OpenOptions { force_live: true, raw_container: true })?;
     let (Some(file), Some(size_bytes)) = (source.file(), source.size_bytes()) else { return Ok(()) };
 
     let pool = BufPool::new(threads * depth + 2, segment);

@@ -2,18 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
+use penstock_engine::backup::findings::{UNLISTED, UNREADABLE, ranges_of};
 use penstock_engine::backup::{
-    self, BackupOptions, BackupReport, Bottleneck, LevelUse, Parent, VolumeSource,
+    self, BackupOptions, BackupReport, Bottleneck, LevelUse, OnReadError, Parent, VolumeSource,
 };
 use penstock_engine::format::config::Compression;
 use penstock_engine::format::point::Volume;
 use penstock_engine::repo::Repository;
-use penstock_engine::source::{self, Extents, OpenOptions};
+use penstock_engine::source::{self, Extents, OpenOptions, Source, StreamSource};
 use serde::Serialize;
 
 use super::args::{self, IoEngineArg};
 use super::exit::{Exit, Failure, Outcome};
-use super::output::{self, Facts};
+use super::output::{self, Facts, JsonRange};
 use super::progress::{Kind, Mode, Shown};
 use super::session::Session;
 use super::spent::Spent;
@@ -25,17 +26,24 @@ Examples:
   penstock backup /dev/vda /dev/vdb --name db-01 --tag env=prod --tag owner=ann
   penstock backup disk.img --name web-01 --time 2026-11-24T05:00:00Z
   penstock backup /dev/vdb --name db-01 --parent 0192ab34cd56 --changed-extents changed.jsonl
+  penstock backup --name db --stdin-command -- pg_dump --format=custom db
   zfs send pool/vm@now | penstock backup - --name vm --password-file /etc/penstock.pass
 
-Each line of the --changed-extents file is {\"offset\": BYTES, \"length\": BYTES}: what may differ from the parent.";
+Each line of the --changed-extents file is {\"offset\": BYTES, \"length\": BYTES}: what may differ from the parent. Which
+point that is, is said by --parent, or by a first line {\"base\": \"ID\"}.
+A command that fails (--stdin-command) makes no recovery point; with - whatever came before the pipe was closed does.";
 
-/// Back up devices, image files or standard input as one recovery point
+/// Back up devices, image files, standard input or the output of a command as one recovery point
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A block device, an image file, or - for standard input; each is a volume
+    /// A block device, an image file (raw or qcow2), or - for standard input; each is a volume
     #[arg(required = true, value_name = "SOURCE")]
     sources: Vec<PathBuf>,
+
+    /// What stands for SOURCE is a command and its arguments, behind --; its standard output is the volume
+    #[arg(long)]
+    stdin_command: bool,
 
     /// Name of the machine
     #[arg(long, value_parser = args::parse_name)]
@@ -57,6 +65,11 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "no_parent")]
     changed_extents: Option<PathBuf>,
 
+    /// Of the segments that --changed-extents does not name, read and compare so many percent all the same
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, hide_default_value = true,
+          value_parser = clap::value_parser!(u8).range(0..=100), requires = "changed_extents")]
+    verify_unlisted: u8,
+
     /// How the source is read
     #[arg(long, value_enum, default_value_t)]
     io_engine: IoEngineArg,
@@ -69,13 +82,33 @@ pub struct Args {
     #[arg(long, value_name = "TIME", value_parser = args::parse_time)]
     time: Option<String>,
 
-    /// Back up a device although it is mounted for writing: the copy may be torn
+    /// Back up what is in use for writing, or changes while it is read: the copy may be torn
     #[arg(long)]
     force_live: bool,
+
+    /// Back up a volume although it is much shorter than in the recovery point before
+    #[arg(long)]
+    allow_shrink: bool,
+
+    /// Store the file of an image format (qcow2, VMDK, VHDX, …) as it is, not the disk that it holds
+    #[arg(long)]
+    raw_container: bool,
+
+    /// Where the source cannot be read: fail, or store zeros, record the place and end with exit code 3
+    #[arg(long, value_enum, default_value_t)]
+    on_read_error: OnReadErrorArg,
 
     /// Start afresh instead of continuing a backup that was killed
     #[arg(long)]
     no_resume: bool,
+}
+
+/// `--on-read-error`.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, Default)]
+enum OnReadErrorArg {
+    #[default]
+    Fail,
+    Zero,
 }
 
 /// A backup that was made.
@@ -104,6 +137,7 @@ pub struct Report<'a> {
     resumed_bytes: u64,
     compression_levels: Option<Levels>,
     parent: Option<&'a str>,
+    in_part: bool,
     notes: &'a [String],
 }
 
@@ -118,6 +152,8 @@ struct VolumeReport<'a> {
     new_chunks: u64,
     new_bytes: u64,
     stored_bytes: u64,
+    unreadable: Vec<JsonRange>,
+    unlisted_changes: Vec<JsonRange>,
 }
 
 /// Makes the backup.
@@ -130,6 +166,7 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
     let repo = session.repository()?;
     let mut done = perform(session, Mode::of(&session.globals), &repo, volumes, &options)?;
     done.spent = Spent::of(&repo);
+    let exit = if done.report.in_part { Exit::InPart } else { Exit::Done };
     if session.globals.json {
         output::print_json(&done.json())?;
     } else {
@@ -138,7 +175,7 @@ pub fn run(args: &Args, session: &Session) -> Outcome {
             done.report.notes.iter().for_each(|text| output::note(&format!("note: {text}")));
         }
     }
-    Ok(Exit::Done)
+    Ok(exit)
 }
 
 /// Runs the engine's backup with progress and Ctrl-C.
@@ -155,13 +192,18 @@ pub fn perform(
 }
 
 fn check(args: &Args) -> Result<(), Failure> {
-    if args.changed_extents.is_some() && args.sources.len() > 1 {
+    if args.changed_extents.is_some() && args.sources.len() > 1 && !args.stdin_command {
         return Err(Failure::usage(
             "--changed-extents says what differs on one SOURCE, and there are several",
         ));
     }
-    if args.sources.iter().filter(|path| is_stdin(path)).count() > 1 {
+    if !args.stdin_command && args.sources.iter().filter(|path| is_stdin(path)).count() > 1 {
         return Err(Failure::usage("standard input (-) can be only one of the sources"));
+    }
+    if args.stdin_command && args.changed_extents.is_some() {
+        return Err(Failure::usage(
+            "--changed-extents needs a source with a size: the output of a command has none",
+        ));
     }
     for (i, (key, _)) in args.tags.iter().enumerate() {
         if args.tags[..i].iter().any(|(earlier, _)| earlier == key) {
@@ -202,14 +244,26 @@ fn options(args: &Args, session: &Session) -> Result<BackupOptions, Failure> {
         io_engine: args.io_engine.into(),
         compression: args.compression,
         resume: !args.no_resume,
+        allow_shrink: args.allow_shrink,
+        on_read_error: match args.on_read_error {
+            OnReadErrorArg::Fail => OnReadError::Fail,
+            OnReadErrorArg::Zero => OnReadError::Zero,
+        },
+        verify_unlisted_percent: args.verify_unlisted,
         ..base_options(session, &args.name, host::state_dir()?)
     })
 }
 
 fn open_volumes(args: &Args) -> Result<Vec<VolumeSource>, Failure> {
+    if args.stdin_command {
+        let command: Vec<_> = args.sources.iter().map(|part| part.clone().into_os_string()).collect();
+        let source = Box::new(StreamSource::command(&command)?);
+        return Ok(vec![VolumeSource { name: source.name().to_owned(), source, changed_extents: None }]);
+    }
+    let how = OpenOptions { force_live: args.force_live, raw_container: args.raw_container };
     let mut volumes: Vec<VolumeSource> = Vec::with_capacity(args.sources.len());
     for path in &args.sources {
-        let source = source::open(path, OpenOptions { force_live: args.force_live })?;
+        let source = source::open(path, how)?;
         let changed_extents = match (&args.changed_extents, source.size_bytes()) {
             (None, _) => None,
             (Some(file), Some(size_bytes)) => Some(Extents::load(file, size_bytes)?),
@@ -270,6 +324,7 @@ impl Done {
             resumed_bytes: report.resumed_bytes,
             compression_levels: report.levels.map(Levels::of),
             parent: report.point.parent.as_deref(),
+            in_part: report.in_part,
             notes: &report.notes,
         }
     }
@@ -360,6 +415,7 @@ fn with_ratio(bytes: u64, chunks: u64, what: &str, ratio: Option<String>) -> Str
 
 fn volume_report(volume: &Volume) -> VolumeReport<'_> {
     let counts = &volume.counts;
+    let ranges = |member| ranges_of(volume, member).iter().map(JsonRange::from).collect();
     VolumeReport {
         name: &volume.name,
         size_bytes: volume.size_bytes,
@@ -370,6 +426,8 @@ fn volume_report(volume: &Volume) -> VolumeReport<'_> {
         new_chunks: counts.new_chunks,
         new_bytes: counts.new_bytes,
         stored_bytes: counts.stored_bytes,
+        unreadable: ranges(UNREADABLE),
+        unlisted_changes: ranges(UNLISTED),
     }
 }
 

@@ -13,7 +13,7 @@ use super::output::{self, Table};
 use super::progress::Kind;
 use super::session::Session;
 use super::spent::Spent;
-use super::{host, units};
+use super::{host, list, units};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -185,7 +185,15 @@ fn chosen(args: &Args, source: &Repository) -> Result<(Vec<RecoveryPoint>, Vec<S
         }
     }
     if args.latest {
-        let all = std::mem::take(&mut points);
+        let mut all = std::mem::take(&mut points);
+        for point in all.extract_if(.., |point| list::is_of_the_future(point, source.unix_ms())) {
+            tracing::warn!(
+                "passing over recovery point {} of {:?}: it is dated {}, in the future by this machine's clock",
+                point.id,
+                point.name,
+                point.started_at
+            );
+        }
         for (n, point) in all.iter().enumerate() {
             if !all[n + 1..].iter().any(|later| later.name == point.name) {
                 points.push(point.clone());

@@ -59,10 +59,24 @@ impl KeepArgs {
         }
     }
 
-    /// Where days begin.
+    /// Where days begin. Says so if that is not known.
     pub fn zone(&self) -> TimeZone {
-        self.time_zone.clone().unwrap_or_else(TimeZone::system)
+        let zone = self.time_zone.clone().unwrap_or_else(TimeZone::system);
+        if zone.is_unknown() && !self.policy().is_empty() {
+            tracing::warn!("{}", no_zone_text(std::env::var("TZ").ok().as_deref()));
+        }
+        zone
     }
+}
+
+fn no_zone_text(tz: Option<&str>) -> String {
+    let why = match tz {
+        Some(tz) => format!("TZ={tz:?} names none that it knows"),
+        None => "neither TZ nor /etc/localtime tells".into(),
+    };
+    format!(
+        "the time zone of this machine is not known ({why}): days begin at midnight UTC. Name it by --time-zone"
+    )
 }
 
 fn parse_within(text: &str) -> Result<Within, String> {
@@ -115,5 +129,7 @@ mod tests {
         let east = TimeZone::fixed(jiff::tz::offset(1));
         assert_eq!(local_time("2026-11-20T23:30:00.5Z", &east), "2026-11-21T00:30:00+01:00");
         assert_eq!(local_time("yesterday", &east), "yesterday");
+        assert!(no_zone_text(Some("Europe/Berlinn")).contains("Europe/Berlinn"));
+        assert!(no_zone_text(None).contains("/etc/localtime"));
     }
 }

@@ -1,6 +1,7 @@
 //! `penstock show`: one recovery point in full.
 
-use penstock_engine::format::point::RecoveryPoint;
+use penstock_engine::backup::findings::{CONTAINER, UNLISTED, UNREADABLE, ranges_of};
+use penstock_engine::format::point::{RecoveryPoint, Volume};
 
 use super::exit::{Exit, Outcome};
 use super::list;
@@ -13,6 +14,9 @@ Examples:
   penstock show latest
   penstock show latest:web-01
   penstock show 0192ab34cd56 --json | jq .volumes";
+
+/// Ranges of a volume that are shown; --json has all of them.
+const RANGES_SHOWN: usize = 40;
 
 /// Show all about a recovery point
 #[derive(clap::Args, Debug)]
@@ -59,11 +63,39 @@ fn text(point: &RecoveryPoint) -> String {
             units::size(counts.new_bytes),
             units::size(counts.stored_bytes),
             units::count(counts.chunks),
-            match volume.logical_block_bytes {
-                0 | 1 => format!("{} ({})", volume.source, volume.source_kind),
-                sector => format!("{} ({}, {sector}-byte sectors)", volume.source, volume.source_kind),
-            },
+            source_text(volume),
         ]);
     }
-    format!("recovery point {}\n{}\n{}", point.id, facts.text(), volumes.text())
+    let amiss: String = point.volumes.iter().map(amiss_text).collect();
+    format!("recovery point {}\n{}\n{}{amiss}", point.id, facts.text(), volumes.text())
+}
+
+fn source_text(volume: &Volume) -> String {
+    let mut kind = volume.source_kind.clone();
+    if let Some(container) = volume.other.get(CONTAINER).and_then(|value| value.as_str()) {
+        kind += &format!(", {container}");
+    }
+    if volume.logical_block_bytes > 1 {
+        kind += &format!(", {}-byte sectors", volume.logical_block_bytes);
+    }
+    format!("{} ({kind})", volume.source)
+}
+
+/// What is not as it was on the source.
+fn amiss_text(volume: &Volume) -> String {
+    let mut text = String::new();
+    for (member, what) in [
+        (UNREADABLE, "could not be read, and is stored as zeros"),
+        (
+            UNLISTED,
+            "had changed although the list of changes did not name it; what else it missed is not known",
+        ),
+    ] {
+        let ranges = ranges_of(volume, member);
+        if !ranges.is_empty() {
+            text +=
+                &format!("{}: {what}:\n{}", volume.name, output::ranges_text(&ranges, RANGES_SHOWN, "  "));
+        }
+    }
+    text
 }

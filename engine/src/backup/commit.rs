@@ -108,7 +108,10 @@ impl<'a> Committer<'a> {
                         Some(id)
                     }
                 };
-                self.journal.segment(volume, segment, node);
+                // What is amiss has to be found, and recorded, again by a run that goes on after this one.
+                if !self.shared.findings.is_hurt(volume, segment) {
+                    self.journal.segment(volume, segment, node);
+                }
                 let state = &mut self.volumes[usize::from(volume)];
                 state.counts += counts;
                 state.tree.set_leaf(segment, node, &mut self.nodes)

@@ -10,7 +10,9 @@
 //! then the planner stops, readers drain, and nothing is published.
 
 mod adopt;
+mod checks;
 mod commit;
+pub mod findings;
 mod journal;
 mod level;
 mod origin;
@@ -18,6 +20,7 @@ mod packer;
 mod pipeline;
 mod plan;
 mod rechunk;
+mod salvage;
 mod worker;
 
 #[cfg(feature = "fuzzing")]
@@ -30,6 +33,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 pub use level::LevelUse;
+pub use salvage::OnReadError;
 
 use crate::chunker::ChunkParams;
 use crate::error::{Error, Result};
@@ -97,6 +101,12 @@ pub struct BackupOptions {
     pub program: String,
     /// Continue a backup that was killed, if its sources are unchanged since.
     pub resume: bool,
+    /// Accept volumes that are much shorter than in the point before.
+    pub allow_shrink: bool,
+    /// What becomes of places that cannot be read.
+    pub on_read_error: OnReadError,
+    /// Of 100 segments that a list of changes does not name, how many are read and compared all the same.
+    pub verify_unlisted_percent: u8,
     /// Where journals are kept.
     pub state_dir: PathBuf,
     /// Further members of the recovery point: what the caller knows of the machine.
@@ -118,6 +128,9 @@ impl Default for BackupOptions {
             host: String::new(),
             program: concat!("penstock-engine ", env!("CARGO_PKG_VERSION")).into(),
             resume: true,
+            allow_shrink: false,
+            on_read_error: OnReadError::Fail,
+            verify_unlisted_percent: 0,
             state_dir: std::env::temp_dir().join("penstock"),
             other: BTreeMap::new(),
         }
@@ -167,6 +180,8 @@ pub struct BackupReport {
     pub levels: Option<LevelUse>,
     /// What the user should know.
     pub notes: Vec<String>,
+    /// The point is less than was asked for, as its volumes say (see [`findings`]) and the notes explain.
+    pub in_part: bool,
 }
 
 /// What travels with a segment from the planner to a worker.
@@ -179,6 +194,8 @@ struct SegmentTag {
     parent: Option<ParentLeaf>,
     /// Ranges that may differ from the parent's leaf; the rest was not read. `None`: everything was read.
     changed: Option<Vec<std::ops::Range<u32>>>,
+    /// No list of changes names it: it should be what the parent has.
+    unlisted: bool,
 }
 
 #[derive(Debug)]
@@ -236,6 +253,11 @@ struct Shared {
     resumed_bytes: AtomicU64,
     /// Data of the repository was found to be archived.
     archived: AtomicBool,
+    /// What makes the point less than a faithful copy.
+    findings: findings::Findings,
+    on_read_error: OnReadError,
+    /// Segments to be compared although no list names them.
+    sample: checks::Sample,
 }
 
 /// The parts of a repository that threads need.
@@ -260,12 +282,14 @@ pub fn run(
 ) -> Result<BackupReport> {
     let started = Instant::now();
     let started_at = repo.now();
-    check(&volumes, options)?;
+    check(repo, &volumes, options)?;
     let (engine, io_engine_why) = io::choose(options.io_engine)?;
     repo.store().set_io_engine(engine);
     let session = repo.begin_write("backup")?;
-    let parent = find_parent(repo, &session, &volumes, options)?;
     let mut notes = Vec::new();
+    let parent = find_parent(repo, &session, &volumes, options, &mut notes)?;
+    let checks =
+        checks::Checks::begin(repo, session.points(), &mut volumes, parent.as_ref(), options, &mut notes)?;
     let relied_on = match &parent {
         Some(parent) => session.may_rely_on(parent)?,
         None => session.lost_packs() == 0,
@@ -280,13 +304,17 @@ pub fn run(
     let total: u64 = volumes.iter().filter_map(|v| v.source.size_bytes()).sum();
     run.progress.total_bytes.store(total, Ordering::Relaxed);
 
-    let shared = Arc::new(share(repo, session.claims().clone(), options, run)?);
+    let shared = Arc::new(share(repo, session.claims().clone(), options, parent.as_ref(), run)?);
     let described: Vec<DescribedVolume> = volumes.iter().map(DescribedVolume::of).collect();
     let compared = parent.clone().filter(|_| relied_on);
     let planned = plan::Input { volumes, parent: compared, finished };
     let committed = pipeline::run(repo, &shared, engine, planned, journal, &described, options);
-    let committed = match run.outcome().and(committed) {
-        Ok(committed) => committed,
+    let checked = run.outcome().and(committed).and_then(|mut committed| {
+        let in_part = checks.end(&mut committed.volumes, &shared.findings, &mut notes)?;
+        Ok((committed, in_part))
+    });
+    let (committed, in_part) = match checked {
+        Ok(checked) => checked,
         Err(error) => return Err(session.flush_after(error)),
     };
     if !planted(Bug::PointBeforeIndex) {
@@ -330,6 +358,7 @@ pub fn run(
         resumed_bytes,
         levels,
         notes,
+        in_part,
     })
 }
 
@@ -370,7 +399,7 @@ impl DescribedVolume {
     }
 }
 
-fn check(volumes: &[VolumeSource], options: &BackupOptions) -> Result<()> {
+fn check(repo: &Repository, volumes: &[VolumeSource], options: &BackupOptions) -> Result<()> {
     let invalid = |what: &str| Err(Error::Invalid { what: what.to_owned() });
     if volumes.is_empty() || volumes.len() > usize::from(u16::MAX) {
         return invalid("a backup needs at least one source");
@@ -382,6 +411,9 @@ fn check(volumes: &[VolumeSource], options: &BackupOptions) -> Result<()> {
     names.sort_unstable();
     if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
         return invalid(&format!("two volumes are called {:?}", twice[0]));
+    }
+    if let Some(time) = &options.time {
+        checks::time_is_not_of_the_future(unix_ms(time)?, repo.unix_ms())?;
     }
     let stream = |v: &&VolumeSource| v.source.kind() == SourceKind::Stream && v.changed_extents.is_some();
     if let Some(volume) = volumes.iter().find(stream) {
@@ -398,12 +430,16 @@ fn find_parent(
     session: &WriteSession<'_>,
     volumes: &[VolumeSource],
     options: &BackupOptions,
+    notes: &mut Vec<String>,
 ) -> Result<Option<RecoveryPoint>> {
-    let parent = match &options.parent {
-        Parent::None => None,
-        Parent::Point(text) => Some(repo.resolve(text)?),
-        Parent::Latest => repo.newest(session.points(), Some(&options.name))?,
+    let base = checks::base_of_lists(volumes, options)?;
+    let parent = match (&options.parent, base) {
+        (Parent::None, _) => None,
+        (Parent::Point(text), _) => Some(repo.resolve(text)?),
+        (Parent::Latest, Some(base)) => Some(repo.resolve(&base.to_string())?),
+        (Parent::Latest, None) => checks::newest(repo, session.points(), &options.name, notes)?,
     };
+    checks::parent_is_base(parent.as_ref(), base)?;
     let orphan = |v: &&VolumeSource| {
         v.changed_extents.is_some() && parent.as_ref().is_none_or(|p| p.volume(&v.name).is_none())
     };
@@ -424,7 +460,13 @@ fn packs_in_flight(repo: &Repository, options: &BackupOptions) -> usize {
     repo.store().habits().parallel_puts.clamp(1, options.workers.max(PACKS_IN_FLIGHT_MIN))
 }
 
-fn share(repo: &Repository, claims: Arc<Claims>, options: &BackupOptions, run: &Arc<Run>) -> Result<Shared> {
+fn share(
+    repo: &Repository,
+    claims: Arc<Claims>,
+    options: &BackupOptions,
+    parent: Option<&RecoveryPoint>,
+    run: &Arc<Run>,
+) -> Result<Shared> {
     let config = repo.config();
     let chunk_params = repo.chunk_params()?;
     let pack_bytes = config.pack_bytes as usize;
@@ -448,6 +490,9 @@ fn share(repo: &Repository, claims: Arc<Claims>, options: &BackupOptions, run: &
         worked_ns: AtomicU64::new(0),
         resumed_bytes: AtomicU64::new(0),
         archived: AtomicBool::new(false),
+        findings: findings::Findings::default(),
+        on_read_error: options.on_read_error,
+        sample: checks::Sample::new(options.verify_unlisted_percent, parent),
     })
 }
 

@@ -27,6 +27,14 @@ pub enum Origin {
 }
 
 impl Origin {
+    /// What is read, for messages.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::File(file) => &file.name,
+            Self::Ranges(source) => source.name(),
+        }
+    }
+
     /// How `source` is read.
     pub fn of(source: &dyn Source) -> Result<Self> {
         match (source.file(), source.ranges()) {

@@ -220,7 +220,7 @@ impl VolumePlan<'_> {
             let parent = self.parent_leaf(shape, segment)?;
             if !self.send_job(
                 origin,
-                SegmentTag { volume: self.number, segment, len, parent, changed: None },
+                SegmentTag { volume: self.number, segment, len, parent, changed: None, unlisted: false },
                 ranges,
             ) {
                 return Ok(());
@@ -236,7 +236,9 @@ impl VolumePlan<'_> {
         let segments = Self::segments_of(shape, group);
         let start_bytes = SegmentNo(segments.start).offset_bytes();
         let end_bytes = (segments.end * SEGMENT_BYTES as u64).min(shape.size_bytes);
+        let sampled = segments.clone().any(|number| self.shared.sample.takes(self.number, number));
         if let Some(parent) = &mut self.parent
+            && !sampled
             && !changed.intersects(&(start_bytes..end_bytes))
             && parent.shape().root_level() > 0
             && same_group(parent.shape(), shape, group)
@@ -258,6 +260,16 @@ impl VolumePlan<'_> {
             let offset = segment.offset_bytes();
             let touched = self.same_segment(shape, segment);
             if touched && !changed.intersects(&(offset..offset + len as u64)) {
+                if self.shared.sample.takes(self.number, number) {
+                    let parent = self.parent_leaf(shape, segment)?;
+                    let volume = self.number;
+                    let tag = SegmentTag { volume, segment, len, parent, changed: None, unlisted: true };
+                    if !self.send_job(origin, tag, std::iter::once(0..len as u32).collect()) {
+                        return Ok(());
+                    }
+                    jobs += 1;
+                    continue;
+                }
                 if let Some(parent) = &mut self.parent {
                     defaults[slot] = parent.leaf_ref(segment)?;
                 }
@@ -275,7 +287,7 @@ impl VolumePlan<'_> {
             };
             if !self.send_job(
                 origin,
-                SegmentTag { volume: self.number, segment, len, parent, changed },
+                SegmentTag { volume: self.number, segment, len, parent, changed, unlisted: false },
                 ranges,
             ) {
                 return Ok(());
@@ -313,16 +325,18 @@ impl VolumePlan<'_> {
         let mut in_group = 0u32;
         while !self.shared.run.stopped() {
             let Some(mut buf) = self.outputs.pool.get_blocking() else { break };
-            let len = stream.read_segment(&mut buf[..SEGMENT_BYTES])?;
-            if len == 0 {
-                break;
-            }
+            let stopped = || self.shared.run.stopped();
+            let len = match stream.read_segment_unless(&mut buf[..SEGMENT_BYTES], &stopped) {
+                Ok(0) | Err(Error::Cancelled) => break,
+                read => read?,
+            };
             let segment = SegmentNo::containing(size_bytes);
             let offset_bytes = size_bytes;
             size_bytes += len as u64;
             // The volume seems to end here as long as nothing follows; a parent's leaf must have this length.
             let parent = self.parent_leaf(Shape { size_bytes }, segment)?;
-            let tag = SegmentTag { volume: self.number, segment, len, parent, changed: None };
+            let tag =
+                SegmentTag { volume: self.number, segment, len, parent, changed: None, unlisted: false };
             let ranges: Vec<Range<u32>> = std::iter::once(0..len as u32).collect();
             let done = ReadDone {
                 tag: Tagged { tag, origin: None },

@@ -10,7 +10,8 @@ use crossbeam::channel::{Receiver, Sender};
 use super::level::Effort;
 use super::origin::{Origin, Unchanged};
 use super::rechunk::{self, Cut};
-use super::{Event, LeafResult, ParentLeaf, SegmentTag, Shared, note_progress};
+use super::salvage::{is_of_the_medium, read_around};
+use super::{Event, LeafResult, OnReadError, ParentLeaf, SegmentTag, Shared, note_progress};
 use crate::chunker::{Chunker, PieceKind};
 use crate::compress::Compressor;
 use crate::error::{Error, Result};
@@ -67,7 +68,7 @@ impl Worker {
             }
             outcome = match read {
                 Ok(done) => self.segment(done),
-                Err((_, error)) => Err(error),
+                Err((tagged, error)) => self.read_failed(tagged.tag, tagged.origin.as_ref(), error),
             };
             if let Err(error) = outcome {
                 self.shared.run.fail(error);
@@ -86,26 +87,69 @@ impl Worker {
     }
 
     fn segment(&mut self, mut done: ReadDone<Tagged>) -> Result<()> {
-        let SegmentTag { volume, segment, len, parent, changed } = std::mem::replace(
+        let mut tag = std::mem::replace(
             &mut done.tag.tag,
-            SegmentTag { volume: 0, segment: crate::id::SegmentNo(0), len: 0, parent: None, changed: None },
+            SegmentTag {
+                volume: 0,
+                segment: crate::id::SegmentNo(0),
+                len: 0,
+                parent: None,
+                changed: None,
+                unlisted: false,
+            },
         );
         let mut counts = Counts { read_bytes: done.read_bytes, ..Counts::default() };
-        let leaf = match (&parent, changed) {
+        let leaf = match (&tag.parent, tag.changed.take()) {
             (Some(parent), Some(changed)) => {
-                self.changed_ranges(&mut done, len, parent, &changed, &mut counts)?
+                match self.changed_ranges(&mut done, tag.len, parent, &changed, &mut counts) {
+                    // Only reads of the source fail like this, and what they read is in none of the chunks yet.
+                    Err(error) if is_of_the_medium(&error) => {
+                        let origin = done.tag.origin.take();
+                        drop(done);
+                        return self.read_failed(tag, origin.as_ref(), error);
+                    }
+                    leaf => leaf?,
+                }
             }
             _ => {
-                if !covers(&done.ranges, len) {
-                    done.zero_gaps(len);
+                if !covers(&done.ranges, tag.len) {
+                    done.zero_gaps(tag.len);
                 }
-                self.whole(&done.buf[..len], parent.as_ref(), &mut counts)?
+                self.whole(&done.buf[..tag.len], tag.parent.as_ref(), &mut counts)?
             }
         };
         drop(done); // the buffer goes back before the bookkeeping
-        note_progress(&self.shared.run.progress, &counts, len as u64);
-        let leaf = self.leaf_result(leaf, parent);
+        if tag.unlisted {
+            let offset_bytes = tag.segment.offset_bytes();
+            let differs = tag.parent.as_ref().is_none_or(|parent| parent.leaf != leaf);
+            let range = offset_bytes..offset_bytes + tag.len as u64;
+            self.shared.findings.compared(tag.volume, range, differs);
+        }
+        self.finish(tag, leaf, counts);
+        Ok(())
+    }
+
+    fn finish(&mut self, tag: SegmentTag, leaf: Leaf, counts: Counts) {
+        note_progress(&self.shared.run.progress, &counts, tag.len as u64);
+        let leaf = self.leaf_result(leaf, tag.parent);
+        let SegmentTag { volume, segment, .. } = tag;
         let _ = self.events.send(Event::Segment { volume, segment, leaf, counts });
+    }
+
+    /// A read of the source failed: reads around the place, if that is wanted and the error speaks of a place.
+    fn read_failed(&mut self, tag: SegmentTag, origin: Option<&Origin>, error: Error) -> Result<()> {
+        let Some(origin) = origin.filter(|_| self.shared.on_read_error == OnReadError::Zero) else {
+            return Err(error);
+        };
+        if !is_of_the_medium(&error) {
+            return Err(error);
+        }
+        tracing::warn!("{error}: reading around it");
+        let salvaged = read_around(origin, tag.segment.offset_bytes(), tag.len)?;
+        self.shared.findings.unreadable(tag.volume, &salvaged.unreadable, origin.name())?;
+        let mut counts = Counts { read_bytes: salvaged.read_bytes, ..Counts::default() };
+        let leaf = self.whole(&salvaged.buf[..tag.len], tag.parent.as_ref(), &mut counts)?;
+        self.finish(tag, leaf, counts);
         Ok(())
     }
 

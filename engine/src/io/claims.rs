@@ -40,6 +40,37 @@ pub fn lock_whole(file: &File) -> io::Result<bool> {
     }
 }
 
+/// A lock of `fcntl(2)` that somebody holds on a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldLock {
+    /// First byte.
+    pub start: u64,
+    /// Bytes; 0: up to the end, however far that is.
+    pub len: u64,
+}
+
+/// The first lock, of a process or of an open file (OFD), that would be in the way of a lock of `len` bytes from
+/// `start` (0: up to the end): one for writing, or with `any` one for reading as well. Nothing is locked. `None` also
+/// where locks cannot be asked for (NFS without lockd). rustix has the call, but takes no lock of an open file for an
+/// answer: their process is -1.
+pub fn held_lock(file: &File, any: bool, start: u64, len: u64) -> Option<HeldLock> {
+    let mut lock = libc::flock {
+        l_type: if any { libc::F_WRLCK as libc::c_short } else { libc::F_RDLCK as libc::c_short },
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: libc::off_t::try_from(start).ok()?,
+        l_len: libc::off_t::try_from(len).ok()?,
+        l_pid: 0, // as the call requires
+    };
+    // SAFETY: F_OFD_GETLK reads and writes one `flock`, which `lock` is, borrowed alone for the call; the descriptor is
+    // kept open by `file`.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
+    if result != 0 || lock.l_type == libc::F_UNLCK as libc::c_short {
+        return None;
+    }
+    Some(HeldLock { start: u64::try_from(lock.l_start).ok()?, len: u64::try_from(lock.l_len).ok()? })
+}
+
 /// True if any descriptor, of any process, has the file open for writing: the kernel counts them. `file` has to be
 /// open for reading only, and regular. `None` where the kernel cannot tell: a network filesystem, a file of another
 /// user's, a filesystem without leases.
@@ -145,5 +176,51 @@ mod tests {
         assert!(lock_whole(&theirs).unwrap(), "not against itself");
         drop(theirs);
         assert!(lock_whole(&ours).unwrap());
+    }
+
+    /// Python, for a lock that this process does not hold itself: (OFD, for writing, first byte, bytes).
+    fn with_lock(path: &std::path::Path, lock: (bool, bool, u64, u64), look: impl FnOnce()) {
+        let (ofd, writing, start, len) = lock;
+        let script = format!(
+            "import fcntl, struct, sys\n\
+             f = open(sys.argv[1], 'r+b')\n\
+             kind = fcntl.F_WRLCK if {writing} else fcntl.F_RDLCK\n\
+             fcntl.fcntl(f, {command}, struct.pack('hhqqi4x', kind, 0, {start}, {len}, 0))\n\
+             print('locked', flush=True)\n\
+             sys.stdin.read()\n",
+            writing = if writing { "True" } else { "False" },
+            command = if ofd { "fcntl.F_OFD_SETLK" } else { "fcntl.F_SETLK" },
+        );
+        let mut python = std::process::Command::new("python3")
+            .args(["-c", &script, path.to_str().unwrap()])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut stdout = std::io::BufReader::new(python.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut stdout, &mut said).unwrap();
+        assert_eq!(said, "locked\n");
+        look();
+        drop(python.stdin.take());
+        python.wait().unwrap();
+    }
+
+    #[test]
+    fn locks_of_processes_and_of_open_files_are_seen() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, b"contents").unwrap();
+        let file = File::open(&path).unwrap();
+        assert_eq!(held_lock(&file, true, 0, 0), None);
+        for ofd in [true, false] {
+            with_lock(&path, (ofd, false, 101, 1), || {
+                assert_eq!(held_lock(&file, true, 0, 0), Some(HeldLock { start: 101, len: 1 }));
+                assert_eq!((held_lock(&file, false, 0, 0), held_lock(&file, true, 0, 101)), (None, None));
+            });
+            with_lock(&path, (ofd, true, 5, 0), || {
+                assert_eq!(held_lock(&file, false, 0, 0), Some(HeldLock { start: 5, len: 0 }));
+            });
+        }
     }
 }

@@ -10,7 +10,8 @@ use rustix::fs::{SeekFrom, ioctl_blksszget, major, minor, seek};
 
 use super::sysfs::SysDevice;
 use super::usage;
-use super::{OpenFile, Source, SourceKind, check_size};
+use super::watch::Seen;
+use super::{OpenFile, Source, SourceKind, Watch, check_size, in_use};
 use crate::error::{Error, Result};
 use crate::io::file::open_direct;
 
@@ -19,14 +20,15 @@ pub struct DeviceSource {
     file: Arc<OpenFile>,
     rdev: u64,
     logical_block_bytes: u32,
+    force_live: bool,
 }
 
 impl DeviceSource {
     /// Opens the device at `path` read-only, with O_DIRECT.
     ///
     /// Fails with [`Error::SourceRefused`] if something can write to it meanwhile: a read-write mount or swap on it,
-    /// on one of its partitions or on a device made of it; or a holder that cannot be seen from here. `force_live`
-    /// accepts that.
+    /// on one of its partitions or on a device made of it; a program that has locked it (QEMU); or a holder that cannot
+    /// be seen from here. `force_live` accepts that.
     pub fn open(path: &Path, force_live: bool) -> Result<Self> {
         let name = path.display().to_string();
         // Before it is opened: "it is mounted" helps more than what opening it may say.
@@ -36,21 +38,25 @@ impl DeviceSource {
         }
         let (file, direct) =
             open_direct(fs::OpenOptions::new().read(true), path).map_err(Error::io("open", &name))?;
-        if file.metadata().map_err(Error::io("inspect", &name))?.rdev() != rdev {
+        let meta = file.metadata().map_err(Error::io("inspect", &name))?;
+        if let Some(why) = in_use::writer_of(&file, &meta, false).filter(|_| !force_live) {
+            return Err(refused(&name, &why));
+        }
+        if meta.rdev() != rdev {
             return Err(Error::SourceRefused {
                 source_name: name,
                 why: "the path was replaced meanwhile".into(),
             });
         }
         let size_bytes = seek(&file, SeekFrom::End(0)).map_err(|e| Error::io("size", &name)(e.into()))?;
-        check_size(&name, size_bytes)?;
         if size_bytes == 0 {
             return Err(Error::SourceRefused { source_name: name, why: "it has no medium (0 bytes)".into() });
         }
+        check_size(&name, size_bytes)?;
         let logical_block_bytes =
             ioctl_blksszget(&file).map_err(|e| Error::io("ask for the block size of", &name)(e.into()))?;
         let file = Arc::new(OpenFile { file, name, size_bytes, direct });
-        Ok(Self { file, rdev, logical_block_bytes })
+        Ok(Self { file, rdev, logical_block_bytes, force_live })
     }
 }
 
@@ -64,13 +70,17 @@ fn refuse_live(path: &Path, name: &str, rdev: u64) -> Result<()> {
         }
         None => return Ok(()),
     };
-    Err(Error::SourceRefused {
+    Err(refused(name, &why))
+}
+
+fn refused(name: &str, why: &str) -> Error {
+    Error::SourceRefused {
         source_name: name.into(),
         why: format!(
             "{why}, so it can change while it is read. Back up a snapshot, unmount it, remount it read-only, \
              or accept an inconsistent copy with --force-live"
         ),
-    })
+    }
 }
 
 impl Source for DeviceSource {
@@ -127,6 +137,38 @@ impl Source for DeviceSource {
 
     fn file(&self) -> Option<Arc<OpenFile>> {
         Some(self.file.clone())
+    }
+
+    fn watch(&self) -> Option<Watch> {
+        // What waits in the page cache is written back by the reads to come, and would count as written meanwhile.
+        let _ = self.file.file.sync_data();
+        let (rdev, before) = (self.rdev, Written::of(self.rdev)?);
+        let look = move || match Written::of(rdev) {
+            Some(now) if now == before => Seen::Same,
+            Some(now) if now.diskseq != before.diskseq => Seen::Changed("its medium was replaced".into()),
+            Some(_) => Seen::Changed("the kernel counted writes to it".into()),
+            None => Seen::Touched("the kernel does not show it any more".into()),
+        };
+        Some(Watch::new(self.name(), self.force_live, look))
+    }
+}
+
+/// What the kernel counts of writes to a device itself. Unlike in [`DeviceSource::identity`], writes to the disk that a
+/// partition is a part of do not count: its neighbours may be in use.
+#[derive(PartialEq, Eq)]
+struct Written {
+    diskseq: Option<String>,
+    counters: String,
+}
+
+impl Written {
+    fn of(rdev: u64) -> Option<Self> {
+        let device = SysDevice::of(rdev)?;
+        let disk = device.disk().unwrap_or_else(|| device.clone());
+        if disk.read("queue/iostats")? == "0" {
+            return None;
+        }
+        Some(Self { diskseq: disk.read("diskseq"), counters: write_counters(&device.read("stat")?)? })
     }
 }
 

@@ -9,18 +9,23 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::id::PointId;
 
 /// Longest line that is accepted; the longest sensible one has 64 bytes.
 const LINE_BYTES_MAX: u64 = 4096;
 
 /// Sorted, disjoint, non-empty ranges of a volume, in bytes. Ranges that touch are one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Extents(Vec<Range<u64>>);
+pub struct Extents {
+    ranges: Vec<Range<u64>>,
+    base: Option<PointId>,
+}
 
 #[derive(Deserialize)]
-struct Line {
-    offset: u64,
-    length: u64,
+#[serde(untagged)]
+enum Line {
+    Range { offset: u64, length: u64 },
+    Base { base: String },
 }
 
 impl Extents {
@@ -32,12 +37,15 @@ impl Extents {
     }
 
     /// Reads one JSON object a line, `{"offset": n, "length": n}` in bytes, in any order; further members are
-    /// ignored, and so are empty lines and what lies past `volume_bytes`.
+    /// ignored, and so are empty lines and what lies past `volume_bytes`. The first line may be `{"base": id}`: the
+    /// recovery point that the list is relative to.
     ///
     /// Fails with [`Error::Invalid`], naming `name` and the line, if a line is something else or its end overflows 64
     /// bits.
     pub fn parse(mut input: impl BufRead, name: &str, volume_bytes: u64) -> Result<Self> {
         let mut ranges = Vec::new();
+        let mut base = None;
+        let mut is_first = true;
         let mut text = Vec::new();
         for line_no in 1u64.. {
             let invalid = |why: &dyn std::fmt::Display| Error::Invalid {
@@ -56,11 +64,40 @@ impl Extents {
             if text.trim_ascii().is_empty() {
                 continue;
             }
-            let Line { offset, length } = serde_json::from_slice(&text).map_err(|e| invalid(&e))?;
-            let end = offset.checked_add(length).ok_or_else(|| invalid(&"offset + length overflows"))?;
-            ranges.push(offset..end.min(volume_bytes));
+            match serde_json::from_slice(&text).map_err(|e| invalid(&e))? {
+                Line::Range { offset, length } => {
+                    let end =
+                        offset.checked_add(length).ok_or_else(|| invalid(&"offset + length overflows"))?;
+                    ranges.push(offset..end.min(volume_bytes));
+                }
+                Line::Base { base: id } if is_first => {
+                    let id = PointId::from_hex(&id);
+                    base =
+                        Some(id.ok_or_else(|| {
+                            invalid(&"the base is no id of a recovery point (32 hex digits)")
+                        })?);
+                }
+                Line::Base { .. } => return Err(invalid(&"the base is named by the first line only")),
+            }
+            is_first = false;
         }
-        Ok(Self::from_ranges(ranges))
+        Ok(Self { base, ..Self::from_ranges(ranges) })
+    }
+
+    /// The same ranges, relative to this recovery point.
+    pub fn relative_to(self, base: PointId) -> Self {
+        Self { base: Some(base), ..self }
+    }
+
+    /// The recovery point that the ranges are relative to, if the list names it.
+    pub fn base(&self) -> Option<PointId> {
+        self.base
+    }
+
+    /// The same ranges and `more`.
+    pub fn with(mut self, more: impl IntoIterator<Item = Range<u64>>) -> Self {
+        self.ranges.extend(more);
+        Self { base: self.base, ..Self::from_ranges(self.ranges) }
     }
 
     /// From ranges in any order, which may overlap or be empty.
@@ -74,17 +111,17 @@ impl Extents {
             }
             touches
         });
-        Self(ranges)
+        Self { ranges, base: None }
     }
 
     /// The ranges, in order.
     pub fn iter(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.0.iter().cloned()
+        self.ranges.iter().cloned()
     }
 
     /// Bytes in all ranges.
     pub fn total_bytes(&self) -> u64 {
-        self.0.iter().map(|r| r.end - r.start).sum()
+        self.ranges.iter().map(|r| r.end - r.start).sum()
     }
 
     /// True if a byte of `range` is in one of the ranges.
@@ -94,8 +131,8 @@ impl Extents {
 
     /// The first range that ends after `from`, cut to begin there; the counterpart of [`super::Source::next_data`].
     pub fn next(&self, from: u64) -> Option<Range<u64>> {
-        let index = self.0.partition_point(|r| r.end <= from);
-        self.0.get(index).map(|r| r.start.max(from)..r.end)
+        let index = self.ranges.partition_point(|r| r.end <= from);
+        self.ranges.get(index).map(|r| r.start.max(from)..r.end)
     }
 }
 
@@ -130,6 +167,16 @@ mod tests {
             let text = parse(&format!("\n\n{bad}")).unwrap_err().to_string();
             assert!(text.contains("line 3"), "{text}");
         }
+        let base = "0123456789abcdef".repeat(2);
+        let text = format!("{{\"offset\":0,\"length\":1}}\n{{\"base\":\"{base}\"}}");
+        assert!(parse(&text).unwrap_err().to_string().contains("line 2: the base is named by the first"));
+        assert!(
+            parse("{\"base\":\"latest\"}").unwrap_err().to_string().contains("line 1: the base is no id")
+        );
+        let named = parse(&format!("\n{{\"base\":\"{base}\"}}\n{{\"offset\":0,\"length\":1}}")).unwrap();
+        assert_eq!(named.base(), PointId::from_hex(&base));
+        let more = named.with([5..6, 1..2]);
+        assert_eq!((more.base().is_some(), more.iter().collect::<Vec<_>>()), (true, vec![0..2, 5..6]));
         assert!(parse(&" ".repeat(5000)).unwrap_err().to_string().contains("line 1: longer"));
     }
 

@@ -1,12 +1,17 @@
-//! Where volumes are read from: a size, a map of the ranges worth reading, and a descriptor for the reader threads (or a way to ask for ranges).
-//! Nothing here opens anything for writing.
+//! Where volumes are read from: a size, a map of the ranges worth reading, and a descriptor for the reader threads (or
+//! a way to ask for ranges). Nothing here opens anything for writing.
 
+mod command;
+pub mod container;
 pub mod device;
 pub mod extents;
 pub mod image;
+pub mod in_use;
+pub mod qcow2;
 pub mod stream;
 pub mod sysfs;
 pub mod usage;
+pub mod watch;
 
 use std::fs;
 use std::ops::Range;
@@ -20,6 +25,7 @@ pub use device::DeviceSource;
 pub use extents::Extents;
 pub use image::ImageSource;
 pub use stream::StreamSource;
+pub use watch::{Seen, Watch};
 
 use crate::error::{Error, Result};
 use crate::limits::VOLUME_BYTES_MAX;
@@ -40,9 +46,11 @@ pub enum SourceKind {
 /// How to open a source.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenOptions {
-    /// Also read a device (or the file behind one) that is in use read-write; the backup is then no better than after
-    /// a power cut, or worse.
+    /// Also read what is in use read-write, or changes while it is read; the backup is then no better than after a
+    /// power cut, or worse.
     pub force_live: bool,
+    /// Read the file of an image format that holds a disk (qcow2, VMDK, …) as the bytes it is, not as that disk.
+    pub raw_container: bool,
 }
 
 /// A volume that can be backed up.
@@ -77,6 +85,22 @@ pub trait Source: Send + Sync {
         None
     }
 
+    /// What tells, after the last read, whether the contents changed since this call; `None` where they cannot, or
+    /// where nothing tells.
+    fn watch(&self) -> Option<Watch> {
+        None
+    }
+
+    /// The image format that the volume was read out of, as `qcow2`; `None` where the bytes are the volume.
+    fn container(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// What the user should know of it.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// The stream, if that is what this is: it is read by the pipeline itself, with a mutable borrow.
     fn as_stream(&mut self) -> Option<&mut StreamSource> {
         None
@@ -98,7 +122,7 @@ pub fn open(path: &Path, options: OpenOptions) -> Result<Box<dyn Source>> {
         return Ok(Box::new(DeviceSource::open(path, options.force_live)?));
     }
     if kind.is_file() {
-        return Ok(Box::new(ImageSource::open(path, options.force_live)?));
+        return open_file(path, options);
     }
     if kind.is_fifo() {
         return Ok(Box::new(StreamSource::fifo(path)?));
@@ -111,8 +135,28 @@ pub fn open(path: &Path, options: OpenOptions) -> Result<Box<dyn Source>> {
     })
 }
 
-/// Refuses sizes that the format cannot hold.
+/// A regular file: a disk image, or the file of a format that holds one.
+fn open_file(path: &Path, options: OpenOptions) -> Result<Box<dyn Source>> {
+    let name = path.display().to_string();
+    let file = fs::File::open(path).map_err(Error::io("open", &name))?;
+    // What cannot be read is met again by whoever reads it all, and told with its place.
+    match container::detect(&file).unwrap_or(None) {
+        Some(_) if options.raw_container => {}
+        Some(container::Format::Qcow2) => {
+            return Ok(Box::new(qcow2::Qcow2Source::open(path, options.force_live)?));
+        }
+        Some(format) => return Err(container::refused(path, format)),
+        None => {}
+    }
+    Ok(Box::new(ImageSource::open(path, options.force_live)?))
+}
+
+/// Refuses sizes that the format cannot hold, and volumes of nothing: they are mistakes, and would become `latest`.
 fn check_size(name: &str, size_bytes: u64) -> Result<()> {
+    if size_bytes == 0 {
+        let why = "it is empty (0 bytes)".into();
+        return Err(Error::SourceRefused { source_name: name.into(), why });
+    }
     if size_bytes <= VOLUME_BYTES_MAX {
         return Ok(());
     }

@@ -1,18 +1,34 @@
-//! Standard input or a FIFO as a source: once, front to back, until it ends.
+//! Standard input, a FIFO or the output of a command as a source: once, front to back, until it ends.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::command::CommandOutput;
 use super::{OpenFile, Source, SourceKind};
 use crate::error::{Error, Result};
+
+/// What a stream is read from.
+pub(super) trait Input: Send + Sync {
+    /// As [`Read::read`]. Where it can wait without end, it returns `Interrupted` once `stopped` says so.
+    fn read(&mut self, buf: &mut [u8], stopped: &dyn Fn() -> bool) -> io::Result<usize>;
+}
+
+impl<R: Read + Send + Sync> Input for R {
+    fn read(&mut self, buf: &mut [u8], _stopped: &dyn Fn() -> bool) -> io::Result<usize> {
+        Read::read(self, buf)
+    }
+}
 
 /// A stream of unknown size.
 pub struct StreamSource {
     name: String,
-    input: Box<dyn Read + Send + Sync>,
+    /// For messages; the name, where nothing else is to be said.
+    object: String,
+    input: Box<dyn Input>,
     read_bytes: u64,
     ended: bool,
 }
@@ -30,22 +46,43 @@ impl StreamSource {
         Ok(Self::new(&name, file))
     }
 
+    /// What `command` (a program and its arguments) writes to its standard output, as a volume named `stdin`. It is
+    /// started by the first read, and ends the stream only if it ends well: any other end is an error of the read.
+    ///
+    /// Fails with [`Error::Invalid`] if there is no program.
+    pub fn command(command: &[OsString]) -> Result<Self> {
+        let [program, arguments @ ..] = command else {
+            return Err(Error::Invalid { what: "there is no command to run".into() });
+        };
+        let output = CommandOutput::new(program, arguments);
+        let object = format!("the output of `{}`", output.program());
+        Ok(Self { name: "stdin".into(), object, input: Box::new(output), read_bytes: 0, ended: false })
+    }
+
     /// Any reader.
     pub fn new(name: &str, input: impl Read + Send + Sync + 'static) -> Self {
-        Self { name: name.into(), input: Box::new(input), read_bytes: 0, ended: false }
+        Self { name: name.into(), object: name.into(), input: Box::new(input), read_bytes: 0, ended: false }
     }
 
     /// Fills `buf` from the stream and returns how much was read: less than its length only at the stream's end, 0
     /// after that. Pipes deliver 64 KiB at a time, segments are 4 MiB.
     pub fn read_segment(&mut self, buf: &mut [u8]) -> Result<usize> {
+        self.read_segment_unless(buf, &|| false)
+    }
+
+    /// As [`StreamSource::read_segment`], but ends with [`Error::Cancelled`] when `stopped` says so.
+    pub fn read_segment_unless(&mut self, buf: &mut [u8], stopped: &dyn Fn() -> bool) -> Result<usize> {
         let mut filled = 0;
         while filled < buf.len() && !self.ended {
-            match self.input.read(&mut buf[filled..]) {
+            if stopped() {
+                return Err(Error::Cancelled);
+            }
+            match self.input.read(&mut buf[filled..], stopped) {
                 Ok(0) => self.ended = true,
                 Ok(n) => filled += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => {
-                    let object = format!("{} at offset {}", self.name, self.read_bytes + filled as u64);
+                    let object = format!("{} at offset {}", self.object, self.read_bytes + filled as u64);
                     return Err(Error::Io { action: "read", object, source });
                 }
             }

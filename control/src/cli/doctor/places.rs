@@ -13,7 +13,7 @@ use rustix::fs::OFlags;
 use super::super::check::Check;
 use super::super::exit::Failure;
 use super::super::session::Session;
-use super::super::{access, host, init, units};
+use super::super::{access, host, init, list, units};
 
 pub fn checks(session: &Session) -> Vec<Check> {
     let mut checks = vec![state_dir(), direct("O_DIRECT, temporary files", &std::env::temp_dir())];
@@ -109,7 +109,14 @@ fn repository(session: &Session) -> Vec<Check> {
         ),
     )];
     checks.push(exclusive(&repo));
-    checks.push(match repo.points() {
+    let points = repo.points();
+    if let Some(warning) =
+        points.as_ref().ok().and_then(|listed| list::future_warning(listed, repo.unix_ms()))
+    {
+        let advice = "set the clock of the machine that made them; `penstock list` shows when they are dated";
+        checks.push(Check::warn("recovery points, time", warning, advice));
+    }
+    checks.push(match points {
         Ok(listed) => {
             let damaged = listed.iter().filter(|item| matches!(item, Listed::Damaged { .. })).count();
             let found = units::plural(listed.len() as u64, "recovery point");

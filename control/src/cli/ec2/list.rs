@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::super::exit::{Exit, Failure, Outcome};
 use super::super::output::{self, Table};
 use super::super::session::Session;
-use super::super::{args, units};
+use super::super::{args, list as cli_list, units};
 use super::Reach;
 use crate::aws::describe::{self, Machine, VolumeFacts};
 use crate::aws::retry::Patience;
@@ -90,8 +90,11 @@ fn last_points(session: &Session) -> Result<BTreeMap<String, Last>, Failure> {
         return Ok(BTreeMap::new());
     }
     let mut last = BTreeMap::new();
-    for listed in session.repository()?.points()? {
-        if let Listed::Point(point) = listed {
+    let repo = session.repository()?;
+    for listed in repo.points()? {
+        if let Listed::Point(point) = listed
+            && !cli_list::is_of_the_future(&point, repo.unix_ms())
+        {
             last.insert(point.name.clone(), Last { id: point.id.clone(), time: point.started_at.clone() });
         }
     }
