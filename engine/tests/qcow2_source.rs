@@ -171,7 +171,8 @@ fn random_images_are_read_as_qemu_reads_them() {
             args.extend([image.to_str().unwrap(), &size_text]);
             run("qemu-img", &args);
             let compressible = !external && !how.contains("preallocation");
-            scribble(&image, size, rng, compressible && rng.next(2) == 0);
+            let text = compressible && rng.next(2) == 0;
+            scribble(&image, size, rng, text);
             if !external && rng.next(3) == 0 {
                 run("qemu-img", &["snapshot", "-c", "before", image.to_str().unwrap()]);
                 scribble(&image, size, rng, false);
@@ -238,7 +239,8 @@ fn what_cannot_be_read_whole_is_refused_by_name() {
     run("qemu-io", &["-f", "qcow2", "-c", "write -P 1 0 6M", cut.to_str().unwrap()]);
     File::options().write(true).open(&cut).unwrap().set_len(1 << 20).unwrap();
     let source = open(&cut).unwrap();
-    let found = (0..2).map(|n| source.ranges().unwrap().fetch(n * SEGMENT, &[0..SEGMENT as u32]));
+    let whole: [std::ops::Range<u32>; 1] = std::array::from_fn(|_| 0..SEGMENT as u32);
+    let found = (0..2).map(|n| source.ranges().unwrap().fetch(n * SEGMENT, &whole));
     let error = found.filter_map(Result::err).next().expect("a cut image is an error").to_string();
     assert!(error.contains("cut short"), "{error}");
 }

@@ -122,7 +122,7 @@ pub fn read_all(engine: IoEngine, file: &Arc<OpenFile>) -> Vec<u8> {
         tag: no,
         file: file.clone(),
         offset_bytes: no * SEGMENT,
-        ranges: vec![0..(file.size_bytes - no * SEGMENT).min(SEGMENT) as u32],
+        ranges: std::iter::once(0..(file.size_bytes - no * SEGMENT).min(SEGMENT) as u32).collect(),
     });
     let mut bytes = Vec::new();
     for done in read_jobs(engine, jobs.collect(), SEGMENT as usize) {

@@ -24,7 +24,7 @@ const FIRST_CLUSTER_BYTES_MAX: usize = 2 << 20;
 /// One image of a chain.
 pub enum Layer {
     /// Tables say where its bytes are.
-    Qcow2(Image),
+    Qcow2(Box<Image>),
     /// The last one: bytes as they are.
     Raw(Arc<OpenFile>, SourceKind),
 }
@@ -150,7 +150,7 @@ impl Opener {
             }
             None => None,
         };
-        Ok((Layer::Qcow2(Image::new(&name, header, file, data)), below))
+        Ok((Layer::Qcow2(Box::new(Image::new(&name, header, file, data))), below))
     }
 
     fn open(&mut self, path: &Path, top: Option<&str>, what: &str) -> Result<(Arc<OpenFile>, SourceKind)> {

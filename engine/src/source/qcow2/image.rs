@@ -73,10 +73,13 @@ pub struct Image {
     tables: Mutex<Tables>,
 }
 
+/// A block of a table, with its number.
+type CachedBlock = Option<(u64, Box<[u8]>)>;
+
 /// Blocks of tables read lately, by their numbers.
 struct Tables {
-    l1: Vec<Option<(u64, Box<[u8]>)>>,
-    l2: Vec<Option<(u64, Box<[u8]>)>>,
+    l1: Vec<CachedBlock>,
+    l2: Vec<CachedBlock>,
 }
 
 impl Image {
@@ -203,7 +206,7 @@ impl Image {
     }
 
     /// The entry of a table at `offset`, a multiple of 8.
-    fn entry(&self, blocks: &mut [Option<(u64, Box<[u8]>)>], offset: u64) -> Result<u64> {
+    fn entry(&self, blocks: &mut [CachedBlock], offset: u64) -> Result<u64> {
         let (number, within) = (offset / BLOCK_BYTES, (offset % BLOCK_BYTES) as usize);
         let place = number as usize % blocks.len();
         let slot = &mut blocks[place];
@@ -293,8 +296,8 @@ mod tests {
         put(36, &1u32.to_be_bytes());
         put(40, &(CLUSTER as u64).to_be_bytes());
         put(100, &104u32.to_be_bytes());
-        put(CLUSTER, &(2 * CLUSTER as u64 | COPIED).to_be_bytes());
-        put(2 * CLUSTER, &(3 * CLUSTER as u64 | COPIED).to_be_bytes());
+        put(CLUSTER, &((2 * CLUSTER as u64) | COPIED).to_be_bytes());
+        put(2 * CLUSTER, &((3 * CLUSTER as u64) | COPIED).to_be_bytes());
         put(2 * CLUSTER + 8, &ZERO.to_be_bytes());
         let packed = 3 * CLUSTER + 512;
         // 12 bits of cluster: the length is in the upper 4 of the 62 bits.

@@ -224,7 +224,7 @@ impl Arriving<'_> {
     fn next(&self, wanted: &GetRange) -> Option<GetRange> {
         let Some((_, range)) = &self.known else { return Some(wanted.clone()) };
         let from = range.start + self.filled as u64;
-        (from < range.end).then(|| GetRange::Bounded(from..range.end))
+        (from < range.end).then_some(GetRange::Bounded(from..range.end))
     }
 
     /// An answer begins. One that does not go on where the last one ended means: from the start.

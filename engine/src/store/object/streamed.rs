@@ -68,6 +68,9 @@ impl Upload<'_> {
     }
 }
 
+/// A part of the object, and its number.
+type NumberedPart = (usize, Bytes);
+
 /// What `fill` writes to: full parts go to the senders.
 struct Parts<'s> {
     buf: Vec<u8>,
@@ -75,7 +78,7 @@ struct Parts<'s> {
     bytes: u64,
     hasher: blake3::Hasher,
     /// Begins the upload with the first full part.
-    begin: Box<dyn FnMut() -> Result<Sender<(usize, Bytes)>> + 's>,
+    begin: Box<dyn FnMut() -> Result<Sender<NumberedPart>> + 's>,
     sender: Option<Sender<(usize, Bytes)>>,
     /// True once a part could not be sent: then there is no use in the rest.
     has_failed: Box<dyn Fn() -> bool + 's>,
