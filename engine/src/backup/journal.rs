@@ -66,6 +66,10 @@ impl Subject {
 
 /// Longest first line that is read: a backup of thousands of volumes.
 const SUBJECT_BYTES_MAX: u64 = 16 << 20;
+/// No record.
+const NONE: u32 = u32::MAX;
+/// Segments of a volume that are looked for in a journal: 256 TiB. What lies behind is read again.
+const SEGMENTS_MAX: u64 = 1 << 26;
 /// Records read at a time, one after the other mostly.
 const WINDOW_RECORDS: u64 = 1 << 10;
 
@@ -80,13 +84,13 @@ pub struct Contents {
     pub same_sources: bool,
 }
 
-/// The finished segments of a volume. What is in memory is 8 bytes a segment, 32 MiB for 16 TiB: the rest is read
-/// from the journal when it is asked for.
+/// The finished segments of a volume. What is in memory is 4 bytes a segment, 16 MiB for 16 TiB: the rest is read from
+/// the journal when it is asked for.
 pub struct FinishedSegments {
     /// Which volume.
     pub volume: u16,
-    /// Segment and number of the record, sorted; the last record of a segment counts.
-    places: Vec<(u32, u32)>,
+    /// The number of the last record of each segment, or [`NONE`].
+    places: Vec<u32>,
     file: Arc<File>,
     /// Where the first record is.
     start: u64,
@@ -97,10 +101,8 @@ pub struct FinishedSegments {
 impl FinishedSegments {
     /// The leaf of a segment, if the earlier run finished it. What cannot be read was not finished.
     pub fn get(&mut self, segment: SegmentNo) -> Option<NodeRef> {
-        let number = u32::try_from(segment.0).ok()?;
-        let end = self.places.partition_point(|(at, _)| *at <= number);
-        let (found, place) = *self.places[..end].last()?;
-        if found != number {
+        let place = *self.places.get(usize::try_from(segment.0).ok()?)?;
+        if place == NONE {
             return None;
         }
         let record = Record::decode(self.record(u64::from(place))?)?;
@@ -308,9 +310,9 @@ fn read(file: &mut File, subject: &Subject) -> io::Result<Contents> {
     reader.by_ref().take(SUBJECT_BYTES_MAX).read_until(b'\n', &mut line)?;
     let Ok(old) = serde_json::from_slice::<Subject>(&line) else { return Ok(Contents::default()) };
     let mut contents = Contents { same_sources: subject.unchanged_since(&old), ..Contents::default() };
-    let mut places: BTreeMap<u16, Vec<(u32, u32)>> = BTreeMap::new();
+    let mut places: BTreeMap<u16, Vec<u32>> = BTreeMap::new();
     let mut record = [0; RECORD_BYTES];
-    for number in 0..u32::MAX {
+    for number in 0..NONE {
         match reader.read_exact(&mut record) {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => break,
             result => result?,
@@ -318,8 +320,8 @@ fn read(file: &mut File, subject: &Subject) -> io::Result<Contents> {
         match Record::decode(&record) {
             Some(Record::Pack(kind, id)) => contents.packs.push((kind, id)),
             Some(Record::Segment { volume, segment, .. }) => {
-                if let Ok(segment) = u32::try_from(segment.0) {
-                    add(places.entry(volume).or_default(), (segment, number));
+                if segment.0 < SEGMENTS_MAX {
+                    set(places.entry(volume).or_default(), segment.0 as usize, number);
                 }
             }
             None => {}
@@ -329,8 +331,7 @@ fn read(file: &mut File, subject: &Subject) -> io::Result<Contents> {
     let file = Arc::new(file.try_clone()?);
     contents.segments = places
         .into_iter()
-        .map(|(volume, mut places)| {
-            places.sort_unstable();
+        .map(|(volume, places)| {
             let window = (0, Vec::new());
             FinishedSegments { volume, places, file: file.clone(), start: line.len() as u64, window }
         })
@@ -339,11 +340,14 @@ fn read(file: &mut File, subject: &Subject) -> io::Result<Contents> {
 }
 
 /// Grows by an eighth: doubling would hold twice what is there, and three times while it moves.
-fn add(places: &mut Vec<(u32, u32)>, place: (u32, u32)) {
-    if places.len() == places.capacity() {
-        places.reserve_exact(places.len() / 8 + 1024);
+fn set(places: &mut Vec<u32>, segment: usize, number: u32) {
+    if segment >= places.len() {
+        if segment >= places.capacity() {
+            places.reserve_exact(segment + 1 - places.len() + places.len() / 8);
+        }
+        places.resize(segment + 1, NONE);
     }
-    places.push(place);
+    places[segment] = number;
 }
 
 /// Reads a journal with these contents and goes on behind it, as a backup of the same name does after a crash.
