@@ -253,6 +253,13 @@ impl Shared {
             let object = ObjectKind::Lease.key(&self.writer.lease(next).to_string());
             return Err(Error::damaged(object, "another writer's lease has the name of this one's renewal"));
         }
+        // A collector that took this writer for dead may have removed the lease between the look and the put. Either it is
+        // seen here, or the collector, which lists again after it removed a lease, sees the new one.
+        if self.read(renewals)?.is_none() {
+            self.state().lost = true;
+            self.delete(next)?;
+            return Err(self.lost());
+        }
         {
             let mut state = self.state();
             (state.renewals, state.renewed) = (next, now);

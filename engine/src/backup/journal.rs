@@ -319,12 +319,10 @@ fn read(file: &mut File, subject: &Subject) -> io::Result<Contents> {
         }
         match Record::decode(&record) {
             Some(Record::Pack(kind, id)) => contents.packs.push((kind, id)),
-            Some(Record::Segment { volume, segment, .. }) => {
-                if segment.0 < SEGMENTS_MAX {
-                    set(places.entry(volume).or_default(), segment.0 as usize, number);
-                }
+            Some(Record::Segment { volume, segment, .. }) if segment.0 < SEGMENTS_MAX => {
+                set(places.entry(volume).or_default(), segment.0 as usize, number);
             }
-            None => {}
+            Some(Record::Segment { .. }) | None => {}
         }
     }
     drop(reader);

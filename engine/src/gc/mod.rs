@@ -325,7 +325,7 @@ impl Pass<'_> {
     fn writers(&mut self) -> Result<Vec<SeenLease>> {
         let me = self.lease.map(Lease::writer);
         let store_now_ms = self.lease.map_or(Ok(None), Lease::store_now_ms)?;
-        let mut writers = Vec::new();
+        let (mut writers, mut removed) = (Vec::new(), HashSet::new());
         for seen in lease::list(self.repo.store().as_ref(), self.repo.keys())? {
             if Some(seen.writer) == me {
                 continue;
@@ -340,7 +340,13 @@ impl Pass<'_> {
                 for name in &seen.names {
                     self.repo.store().delete(&ObjectKind::Lease.key(&name.to_string()))?;
                 }
+                removed.insert(seen.writer);
             }
+        }
+        if !removed.is_empty() {
+            // Who has a lease all the same was renewing it just then: it lives.
+            let again = lease::list(self.repo.store().as_ref(), self.repo.keys())?;
+            writers.extend(again.into_iter().filter(|seen| removed.contains(&seen.writer)));
         }
         Ok(writers)
     }
