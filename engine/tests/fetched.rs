@@ -205,7 +205,7 @@ fn a_flip_on_the_way_does_not_end_a_backup() {
     back_up(&repo, "web", &image, None);
     image[SEGMENT + 700_000] ^= 1;
     store.lies.store(1, Ordering::SeqCst);
-    let (second, _) = back_up(&repo, "web", &image, Some(vec![9 * BLOCK..10 * BLOCK]));
+    let (second, _) = back_up(&repo, "web", &image, Some(std::iter::once(9 * BLOCK..10 * BLOCK).collect()));
     assert_eq!(store.lies.load(Ordering::SeqCst), 0, "a chunk of the parent was read");
     let (full, _) = back_up(&repo, "another", &image, None);
     assert_eq!(second.point.volumes[0].root, full.point.volumes[0].root);

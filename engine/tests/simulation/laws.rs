@@ -394,10 +394,10 @@ impl Laws {
                         return Err(format!("{what} could not restore {id}, which is whole: {error}"));
                     }
                 }
-                Done::Verified(problems) if !problems.is_empty() => {
-                    if quick && !killed && !disturbed && !hollow {
-                        return Err(format!("{what} found problems where there are none: {problems:?}"));
-                    }
+                Done::Verified(problems)
+                    if !problems.is_empty() && quick && !killed && !disturbed && !hollow =>
+                {
+                    return Err(format!("{what} found problems where there are none: {problems:?}"));
                 }
                 _ => {}
             }
