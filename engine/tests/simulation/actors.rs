@@ -217,6 +217,7 @@ fn back_up(reach: &Reach, repo: &Repository, task: &Task) -> Result<String> {
         queue_depth: Some(1),
         io_engine: IoEngineChoice::Pread,
         resume: true,
+        allow_shrink: true,
         state_dir: reach.state_dir.clone(),
         ..BackupOptions::default()
     };
