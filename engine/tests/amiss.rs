@@ -139,7 +139,8 @@ impl Case {
     fn restored(&self, report: &BackupReport) -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("target");
-        let options = RestoreOptions { state_dir: Some(dir.path().join("state")), ..RestoreOptions::default() };
+        let options =
+            RestoreOptions { state_dir: Some(dir.path().join("state")), ..RestoreOptions::default() };
         let to = RestoreTarget::Path(path.clone());
         let (point, run) = (&report.point, Arc::new(Run::new()));
         restore::run(&self.repo, point, &point.volumes[0], to, &options, &run).unwrap();
