@@ -178,16 +178,19 @@ fn a_device_that_is_not_empty_is_refused() {
     );
     drop(target);
     assert!(refusal(open_target(&device.0, size + 1)).contains("the volume has"));
-    let file = File::options().write(true).open(&device.0).unwrap();
-    for at in [0, 700_000, size - 1] {
-        file.write_all_at(&[1], at).unwrap();
+    // Opened anew each time: a device that somebody has open for writing is refused for that.
+    let write = |byte: u8, at: u64| {
+        let file = File::options().write(true).open(&device.0).unwrap();
+        file.write_all_at(&[byte], at).unwrap();
         file.sync_all().unwrap();
+    };
+    for at in [0, 700_000, size - 1] {
+        write(1, at);
         let text = refusal(open_target(&device.0, size));
         assert!(text.contains("not empty") && text.contains(&at.to_string()), "{text}");
-        file.write_all_at(&[0], at).unwrap();
-        file.sync_all().unwrap();
+        write(0, at);
     }
-    file.write_all_at(&[1], 0).unwrap();
+    write(1, 0);
     for option in 0..4 {
         let options = TargetOptions {
             size_bytes: size,

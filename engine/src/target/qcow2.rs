@@ -459,6 +459,7 @@ mod tests {
             assert!(sink.put(size / SEGMENT_BYTES as u64 * 8, block(1, 0)).is_err(), "behind the end");
             sink.finish().unwrap();
             assert!(sink.put(0, block(1, 0)).is_err(), "it is finished");
+            drop(sink); // and with it its lock, which keeps others off
             ask_qemu(&path, None);
         }
     }
