@@ -29,6 +29,13 @@ pub fn text(data: &[u8]) {
         accepted();
         assert!(share > 0.0 && share <= 1.0);
     }
+    if let Ok(duration) = units::parse_duration(text) {
+        accepted();
+        assert_eq!(
+            units::parse_duration(&format!("{}s", duration.as_secs())).map(|d| d.as_secs()),
+            Ok(duration.as_secs())
+        );
+    }
     if let Ok(within) = told(Within::parse(text)) {
         accepted();
         let shown = within.to_string();
