@@ -24,8 +24,11 @@ macro_rules! bytes_id {
                 &self.0
             }
 
-            /// From lower- or upper-case hex of the exact length.
+            /// From lower-case hex of the exact length: an id has one name, and names are in no other case.
             pub fn from_hex(text: &str) -> Option<Self> {
+                if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+                    return None;
+                }
                 let mut bytes = [0u8; $len];
                 hex::decode_to_slice(text, &mut bytes).ok()?;
                 Some(Self(bytes))
@@ -145,6 +148,8 @@ mod tests {
         assert!(early < late && early.to_string() < late.to_string());
         assert_eq!(PointId::from_hex(&early.to_string()), Some(early));
         assert_eq!(PointId::from_hex("zz"), None);
+        assert!(PointId::from_hex(&"0a".repeat(16)).is_some());
+        assert_eq!(PointId::from_hex(&"0A".repeat(16)), None, "one id has one name");
     }
 
     #[test]
