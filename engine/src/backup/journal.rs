@@ -68,8 +68,9 @@ impl Subject {
 const SUBJECT_BYTES_MAX: u64 = 16 << 20;
 /// No record.
 const NONE: u32 = u32::MAX;
-/// Segments of a volume that are looked for in a journal: 256 TiB. What lies behind is read again.
-const SEGMENTS_MAX: u64 = 1 << 26;
+/// Places kept besides four for each record: 64 MiB, so that a damaged journal takes no more. It is enough for 64 TiB of
+/// which little was finished; what finds no room is read again.
+const SPARE_PLACES: u64 = 16 << 20;
 /// Records read at a time, one after the other mostly.
 const WINDOW_RECORDS: u64 = 1 << 10;
 
@@ -311,6 +312,7 @@ fn read(file: &mut File, subject: &Subject) -> io::Result<Contents> {
     let Ok(old) = serde_json::from_slice::<Subject>(&line) else { return Ok(Contents::default()) };
     let mut contents = Contents { same_sources: subject.unchanged_since(&old), ..Contents::default() };
     let mut places: BTreeMap<u16, Vec<u32>> = BTreeMap::new();
+    let mut room = SPARE_PLACES + file.metadata()?.len() / RECORD_BYTES as u64 * 4;
     let mut record = [0; RECORD_BYTES];
     for number in 0..NONE {
         match reader.read_exact(&mut record) {
@@ -319,10 +321,15 @@ fn read(file: &mut File, subject: &Subject) -> io::Result<Contents> {
         }
         match Record::decode(&record) {
             Some(Record::Pack(kind, id)) => contents.packs.push((kind, id)),
-            Some(Record::Segment { volume, segment, .. }) if segment.0 < SEGMENTS_MAX => {
-                set(places.entry(volume).or_default(), segment.0 as usize, number);
+            Some(Record::Segment { volume, segment, .. }) => {
+                let of = places.entry(volume).or_default();
+                let more = segment.0.saturating_add(1).saturating_sub(of.len() as u64);
+                if more <= room {
+                    room -= more;
+                    set(of, segment.0 as usize, number);
+                }
             }
-            Some(Record::Segment { .. }) | None => {}
+            None => {}
         }
     }
     drop(reader);
@@ -356,11 +363,12 @@ pub fn fuzz(bytes: &[u8]) {
     let subject = Subject { version: VERSION, repository_id, name, volumes: Vec::new() };
     let mut journal = Journal { path: PathBuf::new(), subject, file: Some(file), why_none: None };
     let mut before = journal.read();
-    let finished: usize = before.segments.iter().map(|volume| volume.places.len()).sum();
+    let places = before.segments.iter().flat_map(|volume| &volume.places);
+    let finished = places.filter(|place| **place != NONE).count();
     assert!(before.packs.len() + finished <= bytes.len() / RECORD_BYTES);
     for volume in &mut before.segments {
-        let Some((segment, _)) = volume.places.first().copied() else { continue };
-        assert!(volume.get(SegmentNo(segment.into())).is_some());
+        let Some(segment) = volume.places.iter().position(|place| *place != NONE) else { continue };
+        assert!(volume.get(SegmentNo(segment as u64)).is_some());
     }
     // Where the first line is as this program writes it: whoever goes on counts on that.
     let line = serde_json::to_vec(&journal.subject).unwrap_or_default();
@@ -463,6 +471,13 @@ mod tests {
                 );
             }
         }
+        // one record that says it is of the last segment there can be
+        let mut written = journal(&path);
+        written.restart();
+        (0..3).for_each(|n| written.segment(n, SegmentNo(u64::MAX - u64::from(n)), None));
+        drop(written);
+        let contents = journal(&path).read();
+        assert!(contents.segments.iter().all(|of| of.places.is_empty()), "no memory is taken on its word");
         for junk in [&b""[..], b"{}", b"{}\n", b"\n\n\n", &[0xff; 1000]] {
             fs::write(&path, junk).unwrap();
             assert!(journal(&path).read().segments.is_empty());
