@@ -39,7 +39,8 @@ fn a_backup_over_a_slow_uplink_ends_and_sends_little_twice() {
     let before = scene.line.passed().0;
     let answer = scene.repo.backup(&disk, "disk", &[]);
     let (sent, stored) = (scene.line.passed().0 - before, json::over_volumes(&answer, "stored_bytes"));
-    assert!(sent < stored + stored / 8, "{sent} bytes were sent to store {stored}: {answer:#}");
+    // One pack in the kernel's buffers at the wrong moment may go twice.
+    assert!(sent < stored + stored / 4, "{sent} bytes were sent to store {stored}: {answer:#}");
     scene.line.rates(0, 0);
     let target = scene.work.join("target.img");
     scene.repo.restore("latest", &target, &[]);

@@ -161,7 +161,13 @@ impl ObjectStore {
             match ended.result {
                 Ok(_) => {}
                 Err(fault) if fault.kind == Kind::Exists => return Ok(Exclusive::Holds),
-                Err(fault) if fault.kind == Kind::Denied => {
+                // What passes says nothing against the service: the puts that follow have a patience of their own.
+                Err(fault)
+                    if matches!(
+                        fault.kind,
+                        Kind::Denied | Kind::NoAnswer | Kind::Overloaded | Kind::Broken | Kind::Expired
+                    ) =>
+                {
                     return Ok(Exclusive::Untried(fault.words().to_owned()));
                 }
                 Err(fault) => return self.failed("store", key, fault, &tried),
