@@ -143,9 +143,9 @@ fn what_the_destination_has_is_not_sent() {
 fn volumes_of_all_shapes() {
     let work = Workdir::new("copy-shapes");
     let (from, to) = (Repo::encrypted(&work, "from", &[]), Repo::open(&work, "to", &[]));
-    let names = ["empty.img", "zeros.img", "tiny.img", "segment.img", "wide.img"];
+    let names = ["one.img", "zeros.img", "tiny.img", "segment.img", "wide.img"];
     let images = names.map(|name| work.join(name));
-    fs::write(&images[0], b"").unwrap();
+    fs::write(&images[0], b"1").unwrap();
     image::zeros(&images[1], 9 * MIB);
     image::random(&images[2], 1000, 1);
     image::mixed(&images[3], 4 * MIB, 2);
