@@ -46,7 +46,10 @@ struct State {
     renewals: u16,
     /// The highest number that was put, with or without an answer.
     tried: u16,
+    /// Before the renewal was asked for: how long others may have been told that this writer lives.
     renewed: Moment,
+    /// By the clock that never steps, after the answer to it came: the store had it by then.
+    answered: Duration,
     lost: bool,
 }
 
@@ -60,7 +63,7 @@ impl Lease {
     ) -> Result<Self> {
         let renewed = Moment::now(environment);
         let writer = Writer::of(ObjectId::at(renewed.unix_ms)?);
-        let state = State { renewals: 0, tried: 0, renewed, lost: false };
+        let state = State { renewals: 0, tried: 0, renewed, answered: renewed.monotonic, lost: false };
         let shared = Arc::new(Shared {
             store: store.clone(),
             keys: keys.clone(),
@@ -76,6 +79,7 @@ impl Lease {
                 "a random name that was taken: the random source repeats itself",
             ));
         }
+        shared.state().answered = environment.clock.monotonic();
         let (stop, stopped) = bounded::<()>(0);
         let renewed = shared.clone();
         let thread = std::thread::Builder::new()
@@ -133,19 +137,20 @@ impl Lease {
         self.shared.lost()
     }
 
-    /// The present time by the store's clock, if the store has one: when the lease was last renewed there, and the time since.
+    /// A time that the store's clock shows by now, if the store has one: when the lease was last renewed there, and the
+    /// time since the answer came. It lags by what that took, never the other way: nobody seems to be older than he is.
     pub fn store_now_ms(&self) -> Result<Option<u64>> {
         loop {
-            let (renewals, renewed) = {
+            let (renewals, answered) = {
                 let state = self.shared.state();
-                (state.renewals, state.renewed)
+                (state.renewals, state.answered)
             };
             let name = self.shared.writer.lease(renewals);
             let then_ms = self.shared.store.modified_ms(&ObjectKind::Lease.key(&name.to_string()))?;
             if then_ms.is_none() && self.shared.state().renewals != renewals {
                 continue; // it was renewed meanwhile
             }
-            let since = self.shared.environment.clock.monotonic().saturating_sub(renewed.monotonic);
+            let since = self.shared.environment.clock.monotonic().saturating_sub(answered);
             return Ok(then_ms.map(|then_ms| then_ms + since.as_millis() as u64));
         }
     }
@@ -253,6 +258,7 @@ impl Shared {
             let object = ObjectKind::Lease.key(&self.writer.lease(next).to_string());
             return Err(Error::damaged(object, "another writer's lease has the name of this one's renewal"));
         }
+        let answered = self.environment.clock.monotonic();
         // A collector that took this writer for dead may have removed the lease between the look and the put. Either it is
         // seen here, or the collector, which lists again after it removed a lease, sees the new one.
         if self.read(renewals)?.is_none() {
@@ -262,7 +268,7 @@ impl Shared {
         }
         {
             let mut state = self.state();
-            (state.renewals, state.renewed) = (next, now);
+            (state.renewals, state.renewed, state.answered) = (next, now, answered);
         }
         (renewals..next).try_for_each(|number| self.delete(number))
     }

@@ -3,12 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use penstock_engine::backup::{self, BackupOptions, BackupReport, VolumeSource};
 use penstock_engine::crypto::wrap::AccessKey;
-use penstock_engine::environment::{Clock, Environment, Pause, SystemClock};
+use penstock_engine::environment::{
+    Clock, Environment, Liveness, Pause, ProcessId, ProcessState, SystemClock,
+};
 use penstock_engine::gc::{self, GcOptions};
 use penstock_engine::repo::{InitOptions, Repository};
 use penstock_engine::restore::{self, RestoreOptions, RestoreTarget};
@@ -23,14 +26,16 @@ type Hook = dyn FnMut(&MemoryStore, &'static str, &str) -> bool + Send;
 
 struct Hooked {
     objects: Arc<MemoryStore>,
-    /// When each object was stored.
+    /// When each object was stored, by the store's clock.
     modified_ms: Option<Arc<Mutex<BTreeMap<String, u64>>>>,
+    clock: Arc<dyn Clock>,
     hook: Mutex<Box<Hook>>,
 }
 
 impl Hooked {
     fn new(objects: &Arc<MemoryStore>, hook: Box<Hook>) -> Self {
-        Self { objects: objects.clone(), modified_ms: None, hook: Mutex::new(hook) }
+        let clock = Arc::new(SystemClock::default());
+        Self { objects: objects.clone(), modified_ms: None, clock, hook: Mutex::new(hook) }
     }
 
     fn passes(&self, operation: &'static str, key: &str) -> bool {
@@ -53,7 +58,7 @@ impl Store for Hooked {
         }
         let outcome = self.objects.put_new(key, body)?;
         if let Some(modified_ms) = &self.modified_ms {
-            modified_ms.lock().unwrap().insert(key.to_owned(), SystemClock::default().unix_ms());
+            modified_ms.lock().unwrap().insert(key.to_owned(), self.clock.unix_ms());
         }
         self.passes("after put", key);
         Ok(outcome)
@@ -321,5 +326,100 @@ fn a_collector_whose_clock_is_wrong_does_nothing() {
         let error = collect(&repo).unwrap_err();
         assert!(matches!(error, Error::ClockDisagrees { .. }), "{error}");
         assert!(error.to_string().contains("48.0 h"), "{error}");
+    }
+}
+
+/// A clock that a test sets forward.
+#[derive(Default)]
+struct SetClock(SystemClock, AtomicU64);
+
+impl SetClock {
+    fn forward(&self, hours: u64) {
+        self.1.fetch_add(hours * 3_600_000, Ordering::SeqCst);
+    }
+}
+
+impl Clock for SetClock {
+    fn unix_ms(&self) -> u64 {
+        self.0.unix_ms() + self.1.load(Ordering::SeqCst)
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic() + Duration::from_millis(self.1.load(Ordering::SeqCst))
+    }
+
+    fn pause(&self, stop: &crossbeam::channel::Receiver<()>, pause: Duration) -> Pause {
+        self.0.pause(stop, pause)
+    }
+}
+
+/// A machine that sees nobody else's processes.
+struct Alone(&'static str);
+
+impl Liveness for Alone {
+    fn this(&self) -> ProcessId {
+        ProcessId { boot: self.0.into(), pid: 1, start: 1 }
+    }
+
+    fn state(&self, _: &ProcessId) -> ProcessState {
+        ProcessState::Unknown
+    }
+}
+
+/// Found by simulation (seed 887): a collector whose lease was long on its way to the store took the store's clock to be
+/// ahead by that time, and removed the lease of a writer that had renewed it less than a day before.
+#[test]
+fn a_request_that_takes_long_makes_nobody_older() {
+    let (objects, clock) = (new_repository(), Arc::new(SetClock::default()));
+    let modified_ms = Some(Arc::<Mutex<BTreeMap<String, u64>>>::default());
+    let open_on = |machine: &'static str, hook: Box<Hook>| {
+        let mut store = Hooked::new(&objects, hook);
+        (store.modified_ms, store.clock) = (modified_ms.clone(), clock.clone());
+        let environment = Environment { clock: clock.clone(), liveness: Arc::new(Alone(machine)) };
+        Repository::open_in(Arc::new(store), &key(), environment).unwrap()
+    };
+    let forwards = clock.clone();
+    let slow = move |_: &MemoryStore, operation: &'static str, key: &str| {
+        if operation == "put" && key.starts_with("leases/") {
+            forwards.forward(8);
+        }
+        true
+    };
+    let (writer, collector) = (open_on("a", Box::new(|_, _, _| true)), open_on("b", Box::new(slow)));
+    let writers = Arc::new(Mutex::new(None));
+    let seen = writers.clone();
+    let forwards = clock.clone();
+    let contents = noise(5, 300_000);
+    // In the middle of the backup: it holds its lease, which is 18 hours old when the collector looks.
+    let source = Interrupted {
+        rest: Cursor::new(contents),
+        once: Some(Box::new(move || {
+            forwards.forward(10);
+            *seen.lock().unwrap() = Some(collect(&collector));
+        })),
+    };
+    let backed_up = back_up(&writer, "a", source);
+    let report = writers.lock().unwrap().take().unwrap().unwrap();
+    assert_eq!((report.dead_leases, report.writers.len()), (0, 1), "{report:?}");
+    // A writer that was stopped for so long publishes nothing, and says so.
+    assert!(
+        matches!(backed_up, Err(Error::LeaseLost { .. })),
+        "{:?}",
+        backed_up.map(|report| report.point.id)
+    );
+}
+
+/// A source in the middle of whose first read something happens.
+struct Interrupted {
+    rest: Cursor<Vec<u8>>,
+    once: Option<Box<dyn FnOnce() + Send + Sync>>,
+}
+
+impl Read for Interrupted {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if let Some(happens) = self.once.take() {
+            happens();
+        }
+        self.rest.read(buffer)
     }
 }
