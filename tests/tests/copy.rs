@@ -181,7 +181,7 @@ fn volumes_of_all_shapes() {
     image::zeros(&images[3], 4 * MIB);
     fs::OpenOptions::new().write(true).open(&images[4]).unwrap().set_len(4000 * MIB).unwrap();
     image::patch_random(&images[4], 100 * MIB, 5000, 8);
-    let second = backup(&[]);
+    let second = backup(&["--allow-shrink"]);
     let answer = copy(&from, &to, &[&second]);
     assert_eq!(json::text(&json::list(&answer, "points")[0], "compared_with"), first);
     check(&second);
