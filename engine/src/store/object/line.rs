@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 const WINDOW: Duration = Duration::from_secs(10);
 /// A faster line has passed what lies in buffers before anybody could take it for silent.
 const SLOW_BYTES_PER_S: f64 = 4.0 * 1024.0 * 1024.0;
+/// What took less tells nothing of the line: it was all there was to send. A line of 10 KiB/s passes it within the
+/// usual silence.
+const TELLING_BYTES_MIN: u64 = 128 << 10;
 
 /// The uploads of one store.
 #[derive(Debug, Default)]
@@ -57,12 +60,12 @@ impl Line {
     }
 
     /// How long `bytes` of one upload that lie in buffers may take, since all uploads share the line. Nothing on a fast line,
-    /// nor on one that moves nothing at all.
+    /// nor on one that moves next to nothing.
     pub fn passes_in(&self, bytes: u64, now: Instant) -> Duration {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         windows.turn(now);
         let seen = windows.last_bytes + windows.bytes;
-        let Some(began) = windows.began.filter(|_| seen > 0) else { return Duration::ZERO };
+        let Some(began) = windows.began.filter(|_| seen >= TELLING_BYTES_MIN) else { return Duration::ZERO };
         let last = if windows.last_bytes > 0 { WINDOW } else { Duration::ZERO };
         let time = (now.saturating_duration_since(began) + last).max(Duration::from_secs(1));
         let bytes_per_s = seen as f64 / time.as_secs_f64();
@@ -84,6 +87,8 @@ mod tests {
         let start = Instant::now();
         let at = |s: u64| start + Duration::from_secs(s);
         assert_eq!(line.passes_in(1 << 20, at(0)), Duration::ZERO, "nothing is known");
+        line.took(700, at(0));
+        assert_eq!(line.passes_in(700, at(9)), Duration::ZERO, "one small request without an answer");
         (0..4).for_each(|_| line.begin());
         line.took(100 << 20, at(0));
         assert_eq!(line.passes_in(4 << 20, at(1)), Duration::ZERO, "fast");
