@@ -147,8 +147,13 @@ impl Lease {
             };
             let name = self.shared.writer.lease(renewals);
             let then_ms = self.shared.store.modified_ms(&ObjectKind::Lease.key(&name.to_string()))?;
-            if then_ms.is_none() && self.shared.state().renewals != renewals {
-                continue; // it was renewed meanwhile
+            if then_ms.is_none() {
+                if self.ask()? == LeaseState::Gone {
+                    return Err(self.lost()); // not a store without a clock: it would be taken for one
+                }
+                if self.shared.state().renewals != renewals {
+                    continue; // it was renewed meanwhile
+                }
             }
             let since = self.shared.environment.clock.monotonic().saturating_sub(answered);
             return Ok(then_ms.map(|then_ms| then_ms + since.as_millis() as u64));
@@ -326,8 +331,9 @@ impl SeenLease {
         }
         let is_old =
             |now_ms: u64, then_ms: u64| now_ms.saturating_sub(then_ms) > DEAD_AFTER.as_millis() as u64;
-        if let (Some(now_ms), Some(renewed_ms)) = (store_now_ms, self.renewed_ms) {
-            return is_old(now_ms, renewed_ms);
+        if let Some(now_ms) = store_now_ms {
+            // One that is gone since it was listed was renewed or given back just now.
+            return self.renewed_ms.is_some_and(|renewed_ms| is_old(now_ms, renewed_ms));
         }
         let now_ms = environment.clock.unix_ms();
         match &self.body {

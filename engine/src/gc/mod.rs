@@ -323,6 +323,7 @@ impl Pass<'_> {
 
     /// Writers under way besides this one. Leases of dead ones are removed.
     fn writers(&mut self) -> Result<Vec<SeenLease>> {
+        self.stop()?;
         let me = self.lease.map(Lease::writer);
         let store_now_ms = self.lease.map_or(Ok(None), Lease::store_now_ms)?;
         let (mut writers, mut removed) = (Vec::new(), HashSet::new());
