@@ -84,6 +84,12 @@ pub enum Error {
         /// Who refers to it.
         needed_by: String,
     },
+    /// An index segment that was listed is not there: a merge has superseded it since, and its rows are in the next list.
+    #[error("{object} is missing, but the index needs it. `penstock verify` lists what is hurt")]
+    SegmentGone {
+        /// Repository key.
+        object: String,
+    },
     /// The object is in an archive class: it has to be thawed before it can be read.
     #[error(
         "{object} is archived and cannot be read before it is thawed: `penstock restore --thaw` asks for that"
@@ -180,6 +186,7 @@ impl Error {
         match self {
             Error::Damaged { object, what } => Error::Damaged { object: named(object), what },
             Error::Missing { object, needed_by } => Error::Missing { object: named(object), needed_by },
+            Error::SegmentGone { object } => Error::SegmentGone { object: named(object) },
             Error::NewerVersion { object, found, supported } => {
                 Error::NewerVersion { object: named(object), found, supported }
             }
@@ -195,7 +202,7 @@ impl Error {
 
     /// True where bytes of the repository are gone or wrong, which `verify` counts and restore reports as exit code 12.
     pub fn is_damage(&self) -> bool {
-        matches!(self, Error::Damaged { .. } | Error::Missing { .. })
+        matches!(self, Error::Damaged { .. } | Error::Missing { .. } | Error::SegmentGone { .. })
     }
 }
 

@@ -1,27 +1,21 @@
 //! The committer: builds the manifests from finished segments, stores their nodes, keeps the journal. One thread, so nothing here is shared.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender};
 
 use super::journal::Journal;
 use super::{DescribedVolume, Event, GroupPlan, LeafResult, META_PACK_BYTES, Shared, volume_of};
-use crate::compress::Compressor;
 use crate::error::{Error, Result};
 use crate::format::header::ObjectKind;
 use crate::format::point::{Counts, Volume};
-use crate::id::NodeId;
-use crate::manifest::{NodeSink, Shape, TreeBuilder};
-use crate::pack::{FinishedPack, PackBuilder};
+use crate::manifest::{NodePacks, PackAge, Shape, TreeBuilder};
+use crate::pack::{FinishedPack, OpenPack};
 
-/// A metadata pack is closed when it is as old as a quarter of the run, within these bounds: so a killed backup finds the leaves of most segments it
-/// finished, and a long one still makes few packs.
-const META_PACK_AGE_MIN: Duration = Duration::from_millis(100);
-const META_PACK_AGE_MAX: Duration = Duration::from_secs(10);
+const META_PACK_AGE: PackAge = PackAge { min: Duration::from_millis(100), max: Duration::from_secs(10) };
 /// Where each request is billed, packs are fewer.
-const META_PACK_AGE_MIN_BILLED: Duration = Duration::from_secs(5);
-const META_PACK_AGE_MAX_BILLED: Duration = Duration::from_secs(60);
+const META_PACK_AGE_BILLED: PackAge = PackAge { min: Duration::from_secs(5), max: Duration::from_secs(60) };
 
 /// What the pipeline leaves behind.
 pub struct Committed {
@@ -36,7 +30,7 @@ pub struct Committer<'a> {
     shared: &'a Arc<Shared>,
     described: &'a [DescribedVolume],
     journal: Journal,
-    nodes: MetaPacker,
+    nodes: NodePacks<'a>,
     volumes: Vec<VolumeState>,
 }
 
@@ -55,17 +49,12 @@ impl<'a> Committer<'a> {
         journal: Journal,
         described: &'a [DescribedVolume],
     ) -> Result<Self> {
-        let nodes = MetaPacker {
-            shared: shared.clone(),
-            packs,
-            compressor: Compressor::new(Some(1))?,
-            pack: None,
-            started: Instant::now(),
-            age: match shared.repo.store.habits().bills_requests {
-                true => (META_PACK_AGE_MIN_BILLED, META_PACK_AGE_MAX_BILLED),
-                false => (META_PACK_AGE_MIN, META_PACK_AGE_MAX),
-            },
+        let age = match shared.repo.store.habits().bills_requests {
+            true => META_PACK_AGE_BILLED,
+            false => META_PACK_AGE,
         };
+        let open = OpenPack::new(ObjectKind::Meta, shared.meta_pool.clone(), META_PACK_BYTES);
+        let nodes = NodePacks::new(&shared.repo.keys, &shared.claims, open, packs, Some(age))?;
         let volumes = described.iter().map(|_| VolumeState::default()).collect();
         Ok(Self { shared, described, journal, nodes, volumes })
     }
@@ -156,55 +145,5 @@ impl<'a> Committer<'a> {
             volumes.push(volume_of(described, size_bytes, root, state.counts));
         }
         Ok(volumes)
-    }
-}
-
-/// Puts nodes into metadata packs.
-struct MetaPacker {
-    shared: Arc<Shared>,
-    packs: Sender<FinishedPack>,
-    compressor: Compressor,
-    pack: Option<(PackBuilder, Instant)>,
-    started: Instant,
-    /// Least and most that the age of a pack is bounded by.
-    age: (Duration, Duration),
-}
-
-impl MetaPacker {
-    fn put_with_id(&mut self, id: &NodeId, node: &[u8]) -> Result<()> {
-        if !self.shared.claims.reserve(id.as_bytes())? {
-            return Ok(());
-        }
-        let (builder, opened) = match &mut self.pack {
-            Some(open) => open,
-            slot => {
-                let buf = self.shared.meta_pool.get_blocking().ok_or(Error::Cancelled)?;
-                let keys = &self.shared.repo.keys;
-                let builder = PackBuilder::start(keys, ObjectKind::Meta, buf, META_PACK_BYTES)?;
-                slot.insert((builder, Instant::now()))
-            }
-        };
-        builder.add(id.as_bytes(), node, &mut self.compressor);
-        if builder.is_full() || opened.elapsed() > (self.started.elapsed() / 4).clamp(self.age.0, self.age.1)
-        {
-            self.close();
-        }
-        Ok(())
-    }
-
-    fn close(&mut self) {
-        if let Some((builder, _)) = self.pack.take()
-            && !builder.is_empty()
-        {
-            let _ = self.packs.send(builder.finish());
-        }
-    }
-}
-
-impl NodeSink for MetaPacker {
-    fn put(&mut self, node: &[u8]) -> Result<NodeId> {
-        let id = self.shared.repo.keys.node_id(node);
-        self.put_with_id(&id, node)?;
-        Ok(id)
     }
 }

@@ -20,7 +20,7 @@ use crate::format::node::{Leaf, Piece};
 use crate::format::point::Counts;
 use crate::id::ChunkId;
 use crate::io::{ReadDone, ReadResult};
-use crate::pack::{FinishedPack, PackBuilder};
+use crate::pack::{FinishedPack, OpenPack};
 
 /// A filled buffer with its tag; `origin` is there for the few extra reads of re-chunking.
 pub struct Tagged {
@@ -47,7 +47,7 @@ impl Worker {
             shared: shared.clone(),
             packs: packs.clone(),
             compressor,
-            pack: None,
+            pack: OpenPack::new(ObjectKind::Data, shared.pack_pool.clone(), shared.repo.pack_bytes),
             new_bytes: 0,
             waited_store_ns: 0,
         };
@@ -78,10 +78,10 @@ impl Worker {
         }
         self.shared.worked_ns.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
         // Also when cancelled: what was compressed is kept for the next run.
-        if let Some(pack) = self.sink.pack.take().filter(|pack| !pack.is_empty())
+        if let Some(pack) = self.sink.pack.take()
             && !self.shared.run.is_failed()
         {
-            let _ = self.packs.send(pack.finish());
+            let _ = self.packs.send(pack);
         }
         Ok(())
     }
@@ -277,7 +277,7 @@ struct ChunkSink {
     shared: Arc<Shared>,
     packs: Sender<FinishedPack>,
     compressor: Compressor,
-    pack: Option<PackBuilder>,
+    pack: OpenPack,
     /// Of the segment under way: bytes compressed, and nanoseconds waited for a pack buffer.
     new_bytes: u64,
     waited_store_ns: u64,
@@ -310,27 +310,19 @@ impl ChunkSink {
     }
 
     fn store(&mut self, id: &ChunkId, bytes: &[u8]) -> Result<u32> {
-        let builder = match &mut self.pack {
-            Some(builder) => builder,
-            slot => slot.insert(start_pack(&self.shared, &mut self.waited_store_ns)?),
-        };
+        if self.pack.is_none() {
+            let waiting = Instant::now();
+            self.pack.builder(&self.shared.repo.keys)?;
+            self.waited_store_ns += waiting.elapsed().as_nanos() as u64;
+        }
         if let Some(level) = self.shared.level.level() {
             self.compressor.set_level(level)?;
         }
+        let builder = self.pack.builder(&self.shared.repo.keys)?;
         let stored_bytes = builder.add(id.as_bytes(), bytes, &mut self.compressor);
-        if builder.is_full()
-            && let Some(full) = self.pack.take()
-        {
-            let _ = self.packs.send(full.finish());
+        if let Some(full) = self.pack.take_full() {
+            let _ = self.packs.send(full);
         }
         Ok(stored_bytes)
     }
-}
-
-/// Begins a pack; waits for a buffer if the store is behind.
-fn start_pack(shared: &Shared, waited_ns: &mut u64) -> Result<PackBuilder> {
-    let waiting = Instant::now();
-    let buf = shared.pack_pool.get_blocking().ok_or(Error::Cancelled)?;
-    *waited_ns += waiting.elapsed().as_nanos() as u64;
-    PackBuilder::start(&shared.repo.keys, ObjectKind::Data, buf, shared.repo.pack_bytes)
 }

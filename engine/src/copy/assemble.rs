@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender};
 
 use super::{Event, GroupPlan, PlannedPiece, PlannedSegment, PointJob, Shared};
-use crate::compress::Compressor;
 use crate::error::{Error, Result};
 use crate::format::header::ObjectKind;
 use crate::format::node::{Leaf, Piece};
 use crate::format::point::{Counts, Root};
-use crate::id::{ChunkId, NodeId};
-use crate::manifest::{NodeSink, TreeBuilder};
-use crate::pack::{FinishedPack, PackBuilder};
+use crate::id::ChunkId;
+use crate::manifest::{NodePacks, NodeSink, TreeBuilder};
+use crate::pack::{FinishedPack, OpenPack};
 use crate::run::Progress;
 
 /// Size of metadata packs: nodes of 8 GiB of a volume.
@@ -33,7 +32,7 @@ pub struct Assembled {
 pub struct Assembler<'a> {
     shared: &'a Shared<'a>,
     job: &'a PointJob,
-    nodes: NodePacker<'a>,
+    nodes: NodePacks<'a>,
     windows: HashMap<u64, Window>,
     volumes: Vec<VolumeState>,
     flushed: Instant,
@@ -54,7 +53,8 @@ struct VolumeState {
 impl<'a> Assembler<'a> {
     /// An assembler of one recovery point.
     pub fn new(shared: &'a Shared<'a>, job: &'a PointJob, packs: Sender<FinishedPack>) -> Result<Self> {
-        let nodes = NodePacker { shared, packs, compressor: Compressor::new(Some(1))?, pack: None };
+        let open = OpenPack::new(ObjectKind::Meta, shared.meta_pool.clone(), META_PACK_BYTES);
+        let nodes = NodePacks::new(shared.destination.keys(), &shared.claims, open, packs, None)?;
         let volumes = job.point.volumes.iter().map(|_| VolumeState::default()).collect();
         Ok(Self { shared, job, nodes, windows: HashMap::new(), volumes, flushed: Instant::now() })
     }
@@ -73,7 +73,7 @@ impl<'a> Assembler<'a> {
         if !self.shared.run.is_failed() {
             // Also when cancelled: what was made ready is kept for the next run.
             self.nodes.close();
-            self.shared.open_packs.close(&self.nodes.packs);
+            self.shared.open_packs.close(self.nodes.packs());
         }
         assembled
     }
@@ -164,42 +164,4 @@ fn renamed(pieces: &[PlannedPiece], names: &HashMap<ChunkId, ChunkId>) -> Result
         });
     }
     Ok(leaf)
-}
-
-/// Puts nodes into metadata packs.
-struct NodePacker<'a> {
-    shared: &'a Shared<'a>,
-    packs: Sender<FinishedPack>,
-    compressor: Compressor,
-    pack: Option<PackBuilder>,
-}
-
-impl NodePacker<'_> {
-    fn close(&mut self) {
-        if let Some(builder) = self.pack.take().filter(|builder| !builder.is_empty()) {
-            let _ = self.packs.send(builder.finish());
-        }
-    }
-}
-
-impl NodeSink for NodePacker<'_> {
-    fn put(&mut self, node: &[u8]) -> Result<NodeId> {
-        let keys = self.shared.destination.keys();
-        let id = keys.node_id(node);
-        if !self.shared.claims.reserve(id.as_bytes())? {
-            return Ok(id);
-        }
-        let builder = match &mut self.pack {
-            Some(open) => open,
-            slot => {
-                let buf = self.shared.meta_pool.get_blocking().ok_or(Error::Cancelled)?;
-                slot.insert(PackBuilder::start(keys, ObjectKind::Meta, buf, META_PACK_BYTES)?)
-            }
-        };
-        builder.add(id.as_bytes(), node, &mut self.compressor);
-        if builder.is_full() {
-            self.close();
-        }
-        Ok(id)
-    }
 }

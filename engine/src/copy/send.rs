@@ -7,32 +7,32 @@ use crate::error::{Error, Result};
 use crate::format::header::ObjectKind;
 use crate::id::ChunkId;
 use crate::io::BufPool;
-use crate::pack::{FinishedPack, PackBuilder, pack_buffer_bytes};
+use crate::pack::{FinishedPack, OpenPack, pack_buffer_bytes};
 use crate::repo::Repository;
-use crate::store::{Body, PutOutcome};
 
 /// What all pack buffers together may take, as long as that is two packs.
 const PACK_BUFFERS_BYTES: usize = 144 << 20;
 
 /// Packs being filled. There are fewer than workers where cores are many: sealing takes a worker a small part of its time, and memory has a bound.
 pub struct OpenPacks {
-    places: (Sender<Option<PackBuilder>>, Receiver<Option<PackBuilder>>),
-    pool: BufPool,
-    pack_bytes: usize,
+    places: (Sender<OpenPack>, Receiver<OpenPack>),
     /// Threads that store packs.
     pub writers: usize,
 }
 
 /// A place lent to one worker; it goes back by itself, also in a panic.
 struct Place<'a> {
-    pack: Option<PackBuilder>,
-    home: &'a Sender<Option<PackBuilder>>,
+    /// `None` once it is back.
+    pack: Option<OpenPack>,
+    home: &'a Sender<OpenPack>,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        // Never full: the channel has room for every place.
-        let _ = self.home.try_send(self.pack.take());
+        if let Some(pack) = self.pack.take() {
+            // Never full: the channel has room for every place.
+            let _ = self.home.try_send(pack);
+        }
     }
 }
 
@@ -45,11 +45,11 @@ impl OpenPacks {
         let buffers = (PACK_BUFFERS_BYTES / buffer_bytes).clamp(2, wanted.max(2));
         let writers = destination.store().habits().parallel_puts.clamp(1, buffers.div_ceil(2));
         let open = (buffers - writers).clamp(1, workers);
-        let places = bounded(open);
+        let (places, pool) = (bounded(open), BufPool::new(open + writers, buffer_bytes));
         for _ in 0..open {
-            let _ = places.0.try_send(None);
+            let _ = places.0.try_send(OpenPack::new(ObjectKind::Data, pool.clone(), pack_bytes));
         }
-        Self { places, pool: BufPool::new(open + writers, buffer_bytes), pack_bytes, writers }
+        Self { places, writers }
     }
 
     /// Adds a frame to an open pack and returns its length; waits for a buffer if the store is behind.
@@ -62,20 +62,12 @@ impl OpenPacks {
         raw_bytes: u32,
     ) -> Result<u32> {
         let pack = self.places.1.recv().map_err(|_| Error::Cancelled)?;
-        let mut place = Place { pack, home: &self.places.0 };
-        let builder = match &mut place.pack {
-            Some(builder) => builder,
-            slot => {
-                let buf = self.pool.get_blocking().ok_or(Error::Cancelled)?;
-                let keys = shared.destination.keys();
-                slot.insert(PackBuilder::start(keys, ObjectKind::Data, buf, self.pack_bytes)?)
-            }
-        };
-        let stored_bytes = builder.add_encoded(id.as_bytes(), frame, raw_bytes);
-        if builder.is_full()
-            && let Some(full) = place.pack.take()
-        {
-            let _ = packs.send(full.finish());
+        let mut place = Place { pack: Some(pack), home: &self.places.0 };
+        let Some(pack) = &mut place.pack else { return Err(Error::Cancelled) };
+        let stored_bytes =
+            pack.builder(shared.destination.keys())?.add_encoded(id.as_bytes(), frame, raw_bytes);
+        if let Some(full) = pack.take_full() {
+            let _ = packs.send(full);
         }
         Ok(stored_bytes)
     }
@@ -83,12 +75,11 @@ impl OpenPacks {
     /// Closes all packs, once nobody adds to them.
     pub fn close(&self, packs: &Sender<FinishedPack>) {
         for _ in 0..self.places.1.len() {
-            let Ok(pack) = self.places.1.try_recv() else { break };
-            let place = Place { pack: None, home: &self.places.0 };
-            if let Some(pack) = pack.filter(|pack| !pack.is_empty()) {
-                let _ = packs.send(pack.finish());
+            let Ok(mut place) = self.places.1.try_recv() else { break };
+            if let Some(pack) = place.take() {
+                let _ = packs.send(pack);
             }
-            drop(place);
+            let _ = self.places.0.try_send(place);
         }
     }
 }
@@ -99,19 +90,9 @@ pub fn write_packs(shared: &Shared<'_>, packs: &Receiver<FinishedPack>) -> Resul
         if shared.run.is_failed() {
             continue;
         }
-        if let Err(error) = store_pack(shared, pack) {
+        if let Err(error) = shared.claims.store(pack) {
             shared.run.fail(error.in_repository(shared.destination.location()));
         }
     }
     Ok(())
-}
-
-fn store_pack(shared: &Shared<'_>, finished: FinishedPack) -> Result<()> {
-    let FinishedPack { pack, rows, buf, len } = finished;
-    let key = pack.kind.key(&pack.id.to_string());
-    let body = Body::Pooled { buf, len };
-    if shared.destination.store().put_new(&key, body)? == PutOutcome::Exists {
-        return Err(Error::damaged(key, "a random name that was taken: the random source repeats itself"));
-    }
-    shared.claims.add_durable(pack, rows)
 }

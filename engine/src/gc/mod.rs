@@ -212,11 +212,6 @@ enum Passed {
     Outdated,
 }
 
-/// True if an index segment was merged into another one and deleted since the list was read.
-fn is_merged_away(error: &Error) -> bool {
-    matches!(error, Error::Missing { object, .. } if object.starts_with(ObjectKind::Index.prefix()))
-}
-
 struct Pass<'a> {
     repo: &'a Repository,
     options: &'a GcOptions,
@@ -359,7 +354,7 @@ impl Pass<'_> {
             tries += 1;
             let index = Arc::new(self.repo.load_index()?.excluding(state.for_readers()));
             match mark::all(self.repo, &index, state, points, present, self.run) {
-                Err(error) if is_merged_away(&error) && tries < TRIES => {
+                Err(error @ Error::SegmentGone { .. }) if tries < TRIES => {
                     tracing::debug!("marking again: {error}");
                 }
                 Err(error) => return Err(error),
@@ -539,7 +534,7 @@ impl Pass<'_> {
                 lease.permit(),
                 &|| self.stop(),
             ) {
-                Err(error) if is_merged_away(&error) => {
+                Err(error @ Error::SegmentGone { .. }) => {
                     tracing::debug!("nothing is moved this time: {error}");
                     false
                 }

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use super::Index;
 use super::hinted::Hinted;
 use super::pending::Pending;
+use super::{Index, taken};
 use crate::error::Result;
 use crate::format::index_segment::PackRef;
 use crate::format::pack::TocRow;
+use crate::pack::FinishedPack;
 use crate::simulation::{Bug, planted, sized};
+use crate::store::{Body, PutOutcome};
 
 /// Rows gathered before a segment is written: about 16 GiB of new data, and 30 MB of memory.
 const FLUSH_ROWS: usize = sized(256 << 10, 12);
@@ -66,6 +68,20 @@ impl Claims {
             return Ok(true);
         }
         Ok(self.index.find_row_and_note(id)?.is_some())
+    }
+
+    /// The one way into the repository for packs: stores one, and tells the index of it when it is durable.
+    pub fn store(&self, finished: FinishedPack) -> Result<PackRef> {
+        let FinishedPack { pack, mut rows, buf, len } = finished;
+        let key = pack.kind.key(&pack.id.to_string());
+        if planted(Bug::PackAfterIndex) {
+            self.add_durable(pack, std::mem::take(&mut rows))?;
+        }
+        if self.index.store.put_new(&key, Body::Pooled { buf, len })? == PutOutcome::Exists {
+            return Err(taken(&key));
+        }
+        self.add_durable(pack, rows)?;
+        Ok(pack)
     }
 
     /// Tells that a pack is durable; its rows get into the next segment, which is written as soon as enough have come

@@ -51,7 +51,7 @@ impl Index {
                 match read_all(store.as_ref(), segment, stop) {
                     Ok(()) => {}
                     // Merged and deleted meanwhile: the next round finds what took its place.
-                    Err(Error::Missing { .. }) => continue,
+                    Err(Error::SegmentGone { .. }) => continue,
                     Err(error @ Error::Damaged { .. }) => {
                         found.push(BadSegment { id: Some(segment.id()), error });
                         continue;
@@ -104,9 +104,9 @@ impl Index {
             let runs = Arc::clone(&self.lock_runs());
             tries += 1;
             match self.gather(&runs, packs, rows_max, stop) {
-                Err(Error::Missing { object, needed_by }) if tries < super::TRIES => {
+                Err(Error::SegmentGone { object }) if tries < super::TRIES => {
                     if !self.reload(&runs)? {
-                        return Err(Error::Missing { object, needed_by });
+                        return Err(Error::SegmentGone { object });
                     }
                 }
                 gathered => return gathered,

@@ -42,7 +42,7 @@ pub fn load(
         tries += 1;
         match open_all(store, keys, &known, skip, on_damage) {
             // Gone between list and open: a merge superseded it, and its result is in the next list.
-            Err(Error::Missing { object, .. }) if tries < TRIES => {
+            Err(Error::SegmentGone { object }) if tries < TRIES => {
                 tracing::debug!("{object} was deleted while the index was opened");
             }
             other => return other,

@@ -73,7 +73,7 @@ impl Index {
         let Some(range) = choose(how, &runs) else { return Ok(done) };
         match self.merge(&runs, range, stop) {
             Ok(merged) => Ok(Tidied { deleted: done.deleted, ..merged }),
-            Err(Error::Missing { object, .. }) => {
+            Err(Error::SegmentGone { object }) => {
                 tracing::debug!("not merged: {object} was deleted meanwhile");
                 done.merged = 0;
                 Ok(done)

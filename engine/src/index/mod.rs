@@ -175,9 +175,9 @@ impl Index {
             tries += 1;
             match self.find_in(&runs, &first, id) {
                 // A segment was merged and deleted since the list was read. Where its rows are now is in the list of today.
-                Err(Error::Missing { object, needed_by }) if tries < TRIES => {
+                Err(Error::SegmentGone { object }) if tries < TRIES => {
                     if !self.reload(&runs)? {
-                        return Err(Error::Missing { object, needed_by });
+                        return Err(Error::SegmentGone { object });
                     }
                 }
                 found => return found,
@@ -340,9 +340,9 @@ impl Index {
             let runs = Arc::clone(&self.lock_runs());
             tries += 1;
             match self.walk(&runs, &mut last, each) {
-                Err(Error::Missing { object, needed_by }) if tries < TRIES => {
+                Err(Error::SegmentGone { object }) if tries < TRIES => {
                     if !self.reload(&runs)? {
-                        return Err(Error::Missing { object, needed_by });
+                        return Err(Error::SegmentGone { object });
                     }
                 }
                 walked => return walked,

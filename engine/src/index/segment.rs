@@ -54,7 +54,7 @@ impl Segment {
         sibling: Option<&Segment>,
     ) -> Result<Self> {
         let object = ObjectKind::Index.key(&id.to_string());
-        let gone = || missing(&object);
+        let gone = || gone(&object);
         reread(store, &object, || {
             let mut head = Vec::new();
             let mut end = Vec::new();
@@ -295,7 +295,7 @@ impl Segment {
         };
         let filled = match handle {
             Some(handle) => handle.read_at(offset, stored)?,
-            None => store.get_into(&self.object, offset, stored)?.ok_or_else(|| missing(&self.object))?,
+            None => store.get_into(&self.object, offset, stored)?.ok_or_else(|| gone(&self.object))?,
         };
         if filled < stored.len() {
             let end = offset + filled as u64;
@@ -331,8 +331,8 @@ fn keep(pages: &PageCache, hash: u64, key: (ObjectId, u32), plain: &[u8]) {
 /// An odd number that spreads page numbers over the cache.
 const HASH: u64 = 0x9e37_79b9_7f4a_7c15;
 
-fn missing(object: &str) -> Error {
-    Error::Missing { object: object.to_owned(), needed_by: "the index".into() }
+fn gone(object: &str) -> Error {
+    Error::SegmentGone { object: object.to_owned() }
 }
 
 /// The packs of a tail: the sibling's table, if it is the same.

@@ -92,7 +92,7 @@ impl ChunkReader {
         self.frames.encoded()
     }
 
-    /// Reads the frames `rows` of a pack, which ascend, in long requests, and tells of each. `stop` is asked before
+    /// Reads the frames `rows` of a pack, which ascend, in long requests that pass over what is worth it, and tells of each. `stop` is asked before
     /// each request; true ends the reading. Returns the bytes that were read.
     pub fn each_frame(
         &mut self,
@@ -103,14 +103,21 @@ impl ChunkReader {
     ) -> Result<u64> {
         let key = pack.kind.key(&pack.id.to_string());
         let (mut stored, mut raw, mut read_bytes) = (Vec::new(), Vec::new(), 0);
+        let gap_bytes = self.store.habits().gap_bytes;
+        let end_of = |row: &TocRow| u64::from(row.offset) + u64::from(row.stored_bytes);
         let mut rest = rows;
         while let Some(first) = rest.first().filter(|_| !stop()) {
             let start = u64::from(first.offset);
-            let end_of = |row: &TocRow| u64::from(row.offset) + u64::from(row.stored_bytes);
-            let count = rest.partition_point(|row| end_of(row) <= start + READ_BYTES).max(1);
+            let mut end = end_of(first);
+            let joins = |row: &&TocRow| {
+                let joins = u64::from(row.offset) <= end + gap_bytes && end_of(row) <= start + READ_BYTES;
+                end = if joins { end.max(end_of(row)) } else { end };
+                joins
+            };
+            let count = 1 + rest[1..].iter().take_while(joins).count();
             let (batch, behind) = rest.split_at(count);
             rest = behind;
-            let len = (batch.iter().map(end_of).max().unwrap_or(start) - start) as usize;
+            let len = (end - start) as usize;
             if self.store.get(&key, Span::At { offset: start, len }, &mut stored)?.is_none() {
                 stored.clear();
             }

@@ -29,6 +29,12 @@ impl Location {
         self.pack.kind.key(&self.pack.id.to_string())
     }
 
+    /// As a row of the pack's table of contents.
+    pub fn row(&self, id: &[u8; 32]) -> TocRow {
+        let Self { offset, stored_bytes, raw_bytes, .. } = *self;
+        TocRow { id: *id, offset, stored_bytes, raw_bytes }
+    }
+
     /// One past the frame's last byte.
     pub fn end(&self) -> u64 {
         u64::from(self.offset) + u64::from(self.stored_bytes)

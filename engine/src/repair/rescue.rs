@@ -1,19 +1,18 @@
 //! Moves what can be read of hurt packs into new ones: opened, checked against its id and sealed again, not
 //! compressed again.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use super::check::Checked;
 use super::{Repair, RepairReport};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::header::ObjectKind;
 use crate::format::index_segment::PackRef;
 use crate::format::pack::{Codec, TocRow};
 use crate::id::ObjectId;
 use crate::index::{Claims, Index};
 use crate::io::BufPool;
-use crate::pack::{ChunkReader, Content, Ends, FinishedPack, PackBuilder, check_ends, pack_buffer_bytes};
-use crate::store::{Body, PutOutcome};
+use crate::pack::{ChunkReader, Content, Ends, FinishedPack, OpenOfKinds, check_ends, pack_buffer_bytes};
 
 /// Rows of hurt packs that are gathered in one pass over the index: 48 MB.
 const ROWS_MAX: usize = 1 << 20;
@@ -39,9 +38,7 @@ pub fn all(
         repair,
         claims,
         aside: repair.gc_state.aside(),
-        pool: BufPool::new(2, pack_buffer_bytes(pack_bytes, RAW_BYTES_MAX)),
-        pack_bytes,
-        open: BTreeMap::new(),
+        open: OpenOfKinds::new(&BufPool::new(2, pack_buffer_bytes(pack_bytes, RAW_BYTES_MAX)), pack_bytes),
         recoded: Vec::new(),
         unread: Unread::default(),
     };
@@ -89,10 +86,7 @@ struct Mover<'a> {
     repair: &'a Repair<'a>,
     claims: &'a Claims,
     aside: HashSet<ObjectId>,
-    pool: BufPool,
-    pack_bytes: usize,
-    /// By kind, data packs and metadata packs.
-    open: BTreeMap<u8, PackBuilder>,
+    open: OpenOfKinds,
     recoded: Vec<u8>,
     unread: Unread,
 }
@@ -162,15 +156,6 @@ impl Mover<'_> {
         if self.repair.lease.is_none() {
             return Ok(());
         }
-        let builder = match self.open.get_mut(&(kind as u8)) {
-            Some(builder) => builder,
-            None => {
-                let buf = self.pool.get_blocking().ok_or(Error::Cancelled)?;
-                let keys = self.repair.repo.keys();
-                let builder = PackBuilder::start(keys, kind, buf, self.pack_bytes)?;
-                self.open.entry(kind as u8).or_insert(builder)
-            }
-        };
         let raw_bytes = content.raw.len() as u32;
         // Nobody writes a compressed form that is longer; a buffer must not depend on that.
         let frame = if content.encoded.len() > 1 + content.raw.len() {
@@ -181,33 +166,24 @@ impl Mover<'_> {
         } else {
             content.encoded
         };
-        builder.add_encoded(id, frame, raw_bytes);
-        if builder.is_full()
-            && let Some(full) = self.open.remove(&(kind as u8))
-        {
-            self.store(full)?;
-        }
-        Ok(())
+        let open = self.open.of(kind);
+        open.builder(self.repair.repo.keys())?.add_encoded(id, frame, raw_bytes);
+        let full = open.take_full();
+        self.store(full)
     }
 
     fn close(mut self) -> Result<Unread> {
-        while let Some((_, builder)) = self.open.pop_first() {
-            self.store(builder)?;
+        for kind in [ObjectKind::Data, ObjectKind::Meta] {
+            let pack = self.open.of(kind).take();
+            self.store(pack)?;
         }
         Ok(self.unread)
     }
 
-    fn store(&self, builder: PackBuilder) -> Result<()> {
-        let FinishedPack { pack, rows, buf, len } = builder.finish();
-        let key = pack.kind.key(&pack.id.to_string());
+    fn store(&self, pack: Option<FinishedPack>) -> Result<()> {
+        let Some(pack) = pack else { return Ok(()) };
         self.repair.may_publish()?;
         fail::fail_point!("repair-before-pack-put");
-        if self.repair.repo.store().put_new(&key, Body::Pooled { buf, len })? == PutOutcome::Exists {
-            return Err(Error::damaged(
-                key,
-                "a random name that was taken: the random source repeats itself",
-            ));
-        }
-        self.claims.add_durable(pack, rows)
+        self.claims.store(pack).map(|_| ())
     }
 }

@@ -254,8 +254,10 @@ pub fn reread<T>(store: &dyn Store, key: &str, mut read: impl FnMut() -> Result<
     loop {
         match read() {
             // a version is but a flipped byte away from another
-            Err(error @ (Error::Damaged { .. } | Error::Missing { .. } | Error::NewerVersion { .. }))
-                if reads < READS && store.distrust(key) =>
+            Err(error)
+                if (error.is_damage() || matches!(error, Error::NewerVersion { .. }))
+                    && reads < READS
+                    && store.distrust(key) =>
             {
                 tracing::warn!("read again: {error}");
                 reads += 1;

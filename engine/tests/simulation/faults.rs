@@ -39,7 +39,8 @@ fn shown(answer: &Answer) -> String {
 impl World<'_> {
     /// Decides on one thing that `process` waits for.
     pub fn decide(&mut self, process: usize) {
-        let mut state = self.stage.state();
+        let stage = self.stage.clone();
+        let mut state = stage.state();
         state.running = process;
         let awake_ms = state.awake_ms(process);
         let due = |s: &super::stage::Sleeper| s.process == process && s.due_ms <= awake_ms;
@@ -75,6 +76,16 @@ impl World<'_> {
             return;
         }
         self.held.remove(&process);
+        if self.comes_late(process, &state.parked[at].request.op) && state.parked[at].done.is_none() {
+            // Others live on for a while then, with all clocks a day or two further.
+            let (away_ms, left_ms) =
+                (self.rng.between(25..=50) * HOUR_MS, self.rng.between(20_000..=200_000));
+            state.now_ms += away_ms;
+            state.processes[process].stopped_until_ms = state.now_ms + left_ms;
+            self.late_once.insert(process);
+            state.note(format!("p{process} is stopped before it publishes, for {} h", away_ms / HOUR_MS));
+            return;
+        }
         let mut parked = state.parked.remove(at);
         if parked.again {
             state.apply(&parked.request, false);
@@ -86,6 +97,33 @@ impl World<'_> {
             return;
         }
         self.operation(parked);
+    }
+
+    /// True if this request of a writer is to come a day late.
+    fn comes_late(&mut self, process: usize, op: &Op) -> bool {
+        matches!(op, Op::Put(..))
+            && op.key().starts_with("points/")
+            && !self.late_once.contains(&process)
+            && self.rng.chance(self.setting.late_points)
+    }
+
+    /// Perhaps an object is not given to anybody for a while.
+    fn hide_something(&mut self) {
+        let (folders, per_mille) = self.setting.unseen;
+        if !self.rng.chance(per_mille) {
+            return;
+        }
+        let mut state = self.stage.state();
+        let is_of = |key: &&String| folders.iter().any(|folder| key.split('/').next() == Some(folder));
+        let keys: Vec<String> = state.repos[0].0.keys().filter(is_of).cloned().collect();
+        if keys.is_empty() {
+            return;
+        }
+        let key = self.rng.pick(&keys).clone();
+        let for_ms = self.rng.between(10_000..=120_000);
+        state.note(format!("nobody is given {} for {} s", short(&key), for_ms / 1000));
+        let until_ms = state.now_ms + for_ms;
+        state.unseen.insert((0, key), until_ms);
     }
 
     fn operation(&mut self, mut parked: Parked) {
@@ -201,6 +239,7 @@ impl World<'_> {
         if self.actors.is_empty() {
             return Ok(());
         }
+        self.hide_something();
         let process = self.actors[self.rng.below(self.actors.len() as u64) as usize].process;
         let setting = &self.setting;
         let rates =

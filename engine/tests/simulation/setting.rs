@@ -56,16 +56,22 @@ pub struct Setting {
     pub burst: u64,
     /// Of 1000 operations on keys that begin so, so many make their process wait.
     pub slow_at: (&'static str, u64),
+    /// Of 1000 recovery points, so many are published a day or two after their process had asked for it.
+    pub late_points: u64,
+    /// Of 1000 steps, so many begin a time in which nobody is given an object below one of these, though it is listed.
+    pub unseen: (&'static [&'static str], u64),
 }
 
 impl Setting {
     /// A world of some kind: of many things at once, or of much of one.
     pub fn drawn(rng: &mut Rng) -> Self {
         let mut setting = Self::of_all_kinds(rng);
-        match rng.below(8) {
+        match rng.below(10) {
             0 => setting.of_collectors(rng),
             1 => setting.of_duplicates(rng),
             2 => setting.of_clocks(rng),
+            3 => setting.of_late_points(rng),
+            4 => setting.of_replicas(rng),
             _ => {}
         }
         setting
@@ -75,7 +81,9 @@ impl Setting {
     fn of_collectors(&mut self, rng: &mut Rng) {
         self.weights = [6, 10, 5, 0, 0, 0];
         (self.crowd, self.processes) = (rng.between(4..=6) as usize, 40);
-        (self.grace, self.moves) = (Duration::ZERO, rng.one_in(3));
+        // With a grace, several rounds wait at a time.
+        self.grace = Duration::from_secs(*rng.pick(&[0, 0, 20, 60]));
+        self.moves = rng.one_in(3);
         (self.kinds, self.names) = (rng.between(2..=3), rng.between(1..=2));
         self.slow_at = *rng.pick(&[("gc/", 300), ("leases/", 300), ("leases/", 300)]);
         (self.burst, self.jump, self.skew_ms) = (*rng.pick(&[8, 25, 60]), 0, 0);
@@ -98,6 +106,22 @@ impl Setting {
         (self.grace, self.crowd) = (Duration::ZERO, rng.between(3..=5) as usize);
         self.slow_at = *rng.pick(&[("points/", 300), ("points/", 300), ("leases/", 200), ("index/", 200)]);
         self.jump = *rng.pick(&[0, 4]);
+    }
+
+    /// Writers that are stopped for days just before they publish, while others collect.
+    fn of_late_points(&mut self, rng: &mut Rng) {
+        self.weights = [8, 8, 3, 0, 0, 0];
+        (self.crowd, self.processes) = (rng.between(3..=4) as usize, 30);
+        (self.grace, self.late_points) = (Duration::ZERO, 250);
+        (self.skew_ms, self.stop, self.jump) = (0, 0, 0);
+    }
+
+    /// A store that fails over to a replica that lags.
+    fn of_replicas(&mut self, rng: &mut Rng) {
+        self.weights = [6, 8, 3, 1, 0, 0];
+        (self.crowd, self.processes) = (rng.between(1..=3) as usize, 40);
+        (self.grace, self.skew_ms) = (Duration::ZERO, 0);
+        self.unseen = (*rng.pick(&[&["points"][..], &["gc"], &["points", "gc"]]), 10);
     }
 
     fn of_all_kinds(rng: &mut Rng) -> Self {
@@ -156,6 +180,8 @@ impl Setting {
                 ("leases/", 150),
                 ("data/", 50),
             ]),
+            late_points: 0,
+            unseen: (&[], 0),
         }
     }
 

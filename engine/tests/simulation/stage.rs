@@ -38,6 +38,8 @@ pub struct State {
     /// Of gets of what never changes, one in so many waits; the others are answered at once.
     pub waits_one_in: u64,
     pub changes: Vec<Change>,
+    /// Listed objects that nobody is given, by repository and key, until a time.
+    pub unseen: BTreeMap<(usize, String), u64>,
     /// What was backed up, by recovery point.
     pub contents: BTreeMap<String, Arc<Disk>>,
     pub history: Vec<String>,
@@ -157,6 +159,7 @@ impl Stage {
             page,
             waits_one_in,
             changes: Vec::new(),
+            unseen: BTreeMap::new(),
             contents: BTreeMap::new(),
             history: Vec::new(),
             draws: BTreeMap::new(),
@@ -277,6 +280,16 @@ impl State {
     pub fn apply(&mut self, request: &Request, late: bool) -> Answer {
         let Request { process, repo, ref op, asked_ms } = *request;
         let page = self.page;
+        if process != OBSERVER
+            && let Op::Get(key, _) = op
+            && let Some(until_ms) = self.unseen.get(&(repo, key.clone()))
+        {
+            if *until_ms > self.now_ms {
+                self.processes[process].disturbed = true;
+                return Answer::Got(None);
+            }
+            self.unseen.remove(&(repo, key.clone()));
+        }
         let answer = self.repos[repo].apply(op, page, self.now_ms);
         let put = matches!(answer, Answer::Put(PutOutcome::Created));
         if put || matches!(answer, Answer::Deleted) {

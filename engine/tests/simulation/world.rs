@@ -1,7 +1,7 @@
 //! A world from a seed: machines with clocks, one store, processes that come and go, and a scheduler that
 //! lets one of them do one store operation at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -56,6 +56,8 @@ pub struct World<'a> {
     pub absent: BTreeMap<(usize, String), u64>,
     /// Until which step a process is held.
     pub held: BTreeMap<usize, u64>,
+    /// Processes that were stopped before they published.
+    pub late_once: BTreeSet<usize>,
     pub step: u64,
     watch: &'a mut Watch,
     dir: &'a Path,
@@ -94,6 +96,7 @@ pub fn live(seed: u64, watch: &mut Watch, dir: &Path) -> Outcome {
         late: Vec::new(),
         absent: BTreeMap::new(),
         held: BTreeMap::new(),
+        late_once: BTreeSet::new(),
         step: 0,
         watch,
         dir: &dir,
