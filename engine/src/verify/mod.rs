@@ -198,6 +198,15 @@ fn check(
     };
     report.points_chosen = chosen.len();
     leases(repo, problems)?;
+    let (index, gc_state) = index_of_now(look)?;
+    let state = PackState::of(gc_state.aside(), part);
+    let state = packs::check(look, &index, state, cursor, part, report)?;
+    points::check(look, (index, gc_state.deleted()), &state, &chosen, part)
+}
+
+/// The index as it can be read, without what was decided on.
+fn index_of_now(look: &Look<'_>) -> Result<(Arc<Index>, GcState)> {
+    let (repo, problems) = (look.repo, look.problems);
     let (index, bad) = Index::load_sound(
         repo.store().clone(),
         repo.keys().clone(),
@@ -212,10 +221,7 @@ fn check(
     for (_, error) in damaged {
         problems.note(error)?;
     }
-    let index = Arc::new(index.excluding(gc_state.for_readers()));
-    let state = PackState::of(gc_state.aside(), part);
-    let state = packs::check(look, &index, state, cursor, part, report)?;
-    points::check(look, &index, &state, &chosen, part)
+    Ok((Arc::new(index.excluding(gc_state.for_readers())), gc_state))
 }
 
 /// Notes leases that cannot be read.

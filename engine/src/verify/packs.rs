@@ -9,10 +9,12 @@ use super::{Look, VerifyReport};
 use crate::error::{Error, Result};
 use crate::format::index_segment::PackRef;
 use crate::format::pack::TocRow;
+use crate::gc_state::GcState;
 use crate::id::ObjectId;
 use crate::index::Index;
 use crate::pack::{ChunkReader, Ends, Location, check_ends};
 use crate::run::Progress;
+use crate::store::Span;
 
 /// Rows of packs without a readable table of contents that are gathered in one pass over the index: 48 MB.
 const ROWS_MAX: usize = 1 << 20;
@@ -88,6 +90,8 @@ struct Checker<'a> {
     done: Mutex<Done>,
     /// Numbers of tasks whose packs do not tell what is in them, and whose frames are to be read.
     opaque: Mutex<Vec<usize>>,
+    /// Numbers of tasks whose packs are not there. Collectors may have deleted them since the index was read.
+    absent: Mutex<Vec<(usize, Error)>>,
     read_bytes: AtomicU64,
     archived: [AtomicU64; 2],
 }
@@ -121,6 +125,7 @@ pub fn check(
         state: Mutex::new(state),
         done: Mutex::default(),
         opaque: Mutex::default(),
+        absent: Mutex::default(),
         read_bytes: AtomicU64::new(0),
         archived: [AtomicU64::new(0), AtomicU64::new(0)],
     };
@@ -194,7 +199,7 @@ impl Checker<'_> {
                 });
             }
         });
-        match self.opaque_packs() {
+        match self.opaque_packs().and_then(|()| self.absent_packs()) {
             Err(Error::Cancelled) | Ok(()) => {}
             Err(error) => run.fail(error),
         }
@@ -215,7 +220,9 @@ impl Checker<'_> {
                 // Header and table of contents were read before.
                 let framed: u64 = rows.iter().map(|row| u64::from(row.stored_bytes)).sum();
                 self.progress(u64::from(task.pack.bytes).saturating_sub(framed));
-                self.frames(&task.pack, &rows, &mut reader)?;
+                if !self.frames(number, &task.pack, &rows, &mut reader)? {
+                    continue;
+                }
                 if self.look.is_over() {
                     break;
                 }
@@ -246,6 +253,10 @@ impl Checker<'_> {
                 self.archived[0].fetch_add(1, Ordering::Relaxed);
                 self.archived[1].fetch_add(pack.bytes.into(), Ordering::Relaxed);
                 Ok(Some(Vec::new()))
+            }
+            Ends::Hurt { error, bytes: None, .. } => {
+                self.absent(number, error);
+                Ok(None)
             }
             Ends::Hurt { error, bytes, rows } => {
                 self.look.problems.note(error)?;
@@ -280,9 +291,10 @@ impl Checker<'_> {
                 left.drain().for_each(|(_, number)| self.done(number));
             }
             for (id, (pack, rows)) in gathered {
-                self.frames(&pack, &rows, &mut reader)?;
+                let Some(number) = left.remove(&id) else { continue };
+                let there = self.frames(number, &pack, &rows, &mut reader)?;
                 self.look.go_on()?;
-                if let Some(number) = left.remove(&id) {
+                if there {
                     self.done(number);
                 }
             }
@@ -290,25 +302,61 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Reads and decodes frames of a pack.
-    fn frames(&self, pack: &PackRef, rows: &[TocRow], reader: &mut ChunkReader) -> Result<()> {
+    fn absent(&self, number: usize, error: Error) {
+        self.absent.lock().unwrap_or_else(PoisonError::into_inner).push((number, error));
+    }
+
+    /// Notes the packs that are not there, but for those that collectors have decided to delete meanwhile.
+    fn absent_packs(&self) -> Result<()> {
+        let absent = std::mem::take(&mut *self.absent.lock().unwrap_or_else(PoisonError::into_inner));
+        if absent.is_empty() {
+            return Ok(());
+        }
+        let repo = self.look.repo;
+        let deleted = GcState::load_readable(repo.store().as_ref(), repo.keys())?.0.deleted();
+        for (number, error) in absent {
+            let pack = self.tasks[number].pack.id;
+            if !deleted.contains(&pack) {
+                self.look.problems.note(error)?;
+                self.state().short.insert(pack, 0);
+            }
+            self.done(number);
+        }
+        Ok(())
+    }
+
+    /// Reads and decodes frames of a pack. False if the pack is gone.
+    fn frames(
+        &self,
+        number: usize,
+        pack: &PackRef,
+        rows: &[TocRow],
+        reader: &mut ChunkReader,
+    ) -> Result<bool> {
         let (problems, progress) = (self.look.problems, &self.look.run.progress);
-        let mut bad = Vec::new();
+        let (mut bad, mut errors) = (Vec::new(), Vec::new());
         let read = reader.each_frame(pack, rows, &|| self.look.is_over(), &mut |row, content| {
             Progress::add(&progress.read_bytes, row.stored_bytes.into());
             self.progress(row.stored_bytes.into());
             if let Err(error) = content {
                 bad.push(row.offset);
-                problems.note(error)?;
+                errors.push(error);
             }
             Ok(())
         });
         if !bad.is_empty() {
+            let key = pack.kind.key(&pack.id.to_string());
+            if self.look.repo.store().get(&key, Span::Last(1), &mut Vec::new())?.is_none() {
+                let missing = Error::Missing { object: key, needed_by: "the index".into() };
+                self.absent(number, missing);
+                return Ok(false);
+            }
+            errors.into_iter().try_for_each(|error| problems.note(error))?;
             bad.sort_unstable();
             self.state().bad.insert(pack.id, bad);
         }
         self.read_bytes.fetch_add(read?, Ordering::Relaxed);
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Walks the manifests of recovery points and finds out which byte ranges cannot be restored. What points share is
 //! walked once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,10 +9,12 @@ use std::sync::atomic::Ordering;
 use super::cursor::{KeptHurt, Unfinished};
 use super::hurt::Tally;
 use super::packs::PackState;
-use super::{Look, hurt::Hurt};
+use super::problems::is_problem;
+use super::{Look, hurt::Hurt, index_of_now};
 use crate::error::{Error, Result};
 use crate::format::point::{RecoveryPoint, Volume};
-use crate::id::{NodeId, SegmentNo};
+use crate::gc_state::GcState;
+use crate::id::{NodeId, ObjectId, PointId, SegmentNo};
 use crate::index::Index;
 use crate::limits::{NODE_FANOUT, SEGMENT_BYTES};
 use crate::manifest::TreeReader;
@@ -30,10 +32,23 @@ const LISTED_RANGES: usize = 200_000;
 /// What is hurt of a subtree: ranges from its first byte on; `None` if too many to be remembered.
 type Found = Option<Vec<Range<u64>>>;
 
+/// Problems of a point that wait to be noted until it is known that the point is still there.
+const WAITING_MAX: usize = 10_000;
+
+enum Waiting {
+    Error(Error),
+    Lost([u8; 32]),
+}
+
 struct Walk<'a> {
     look: &'a Look<'a>,
-    index: &'a Index,
+    index: Arc<Index>,
+    /// Packs that were decided on when the index was read.
+    deleted: HashSet<ObjectId>,
     state: &'a PackState,
+    /// Of the point under way.
+    waiting: Vec<Waiting>,
+    point: Option<PointId>,
     known: HashMap<NodeId, Box<[Range<u64>]>>,
     ranges_left: usize,
     chunks: u64,
@@ -42,7 +57,7 @@ struct Walk<'a> {
 /// Checks the manifests of `points` that were not walked yet.
 pub fn check(
     look: &Look<'_>,
-    index: &Arc<Index>,
+    (index, deleted): (Arc<Index>, HashSet<ObjectId>),
     state: &PackState,
     points: &[RecoveryPoint],
     part: &mut Unfinished,
@@ -51,25 +66,26 @@ pub fn check(
         let bytes = points.iter().flat_map(|p| &p.volumes).map(|v| v.size_bytes).sum();
         look.run.progress.total_bytes.store(bytes, Ordering::Relaxed);
     }
-    let mut walk =
-        Walk { look, index, state, known: HashMap::new(), ranges_left: REMEMBERED_RANGES, chunks: 0 };
+    let mut walk = Walk {
+        look,
+        index,
+        deleted,
+        state,
+        waiting: Vec::new(),
+        point: None,
+        known: HashMap::new(),
+        ranges_left: REMEMBERED_RANGES,
+        chunks: 0,
+    };
     let mut listed: usize = part.hurt.iter().map(|hurt| hurt.ranges.len()).sum();
     for point in points {
         if part.walked.contains(&point.id) {
             walk.progress(point.volumes.iter().map(|v| v.size_bytes).sum());
             continue;
         }
-        let (mut hurt, mut nodes_read): (Vec<Hurt>, u64) = (Vec::new(), 0);
-        for volume in &point.volumes {
-            let mut tree = look.repo.tree_by_rows(index.clone(), volume.size_bytes, volume.root)?;
-            let mut tally = Tally::default();
-            walk.subtree(&mut tree, volume, volume.root.level, 0, &mut tally)?;
-            nodes_read += tree.nodes_read();
-            let found = tally.end(&point.id, &point.name, &volume.name, LISTED_RANGES.saturating_sub(listed));
-            listed += found.as_ref().map_or(0, |hurt| hurt.ranges.len());
-            hurt.extend(found);
-        }
-        part.nodes += nodes_read;
+        let Some((hurt, nodes)) = walk.point(point, LISTED_RANGES.saturating_sub(listed))? else { continue };
+        listed += hurt.iter().map(|hurt| hurt.ranges.len()).sum::<usize>();
+        part.nodes += nodes;
         part.chunks += std::mem::take(&mut walk.chunks);
         part.hurt.extend(hurt.into_iter().map(KeptHurt::of));
         part.walked.push(point.id.clone());
@@ -78,6 +94,73 @@ pub fn check(
 }
 
 impl Walk<'_> {
+    /// What is hurt of a point, and the nodes that were read; `None` if it was forgotten meanwhile. What collectors moved
+    /// since the index was read is looked for again.
+    fn point(&mut self, point: &RecoveryPoint, listed_max: usize) -> Result<Option<(Vec<Hurt>, u64)>> {
+        self.point = PointId::from_hex(&point.id);
+        loop {
+            self.waiting.clear();
+            let (mut hurt, mut nodes): (Vec<Hurt>, u64) = (Vec::new(), 0);
+            for volume in &point.volumes {
+                let mut tree =
+                    self.look.repo.tree_by_rows(self.index.clone(), volume.size_bytes, volume.root)?;
+                let mut tally = Tally::default();
+                match self.subtree(&mut tree, volume, volume.root.level, 0, &mut tally) {
+                    Err(Error::NoSuchPoint { .. }) => return Ok(None),
+                    walked => drop(walked?),
+                }
+                nodes += tree.nodes_read();
+                let listed = hurt.iter().map(|hurt: &Hurt| hurt.ranges.len()).sum();
+                let listed_max = listed_max.saturating_sub(listed);
+                hurt.extend(tally.end(&point.id, &point.name, &volume.name, listed_max));
+            }
+            if hurt.is_empty() && self.waiting.is_empty() {
+                return Ok(Some((hurt, nodes)));
+            }
+            if self.is_overtaken()? {
+                continue;
+            }
+            return match self.note_waiting() {
+                Err(Error::NoSuchPoint { .. }) => Ok(None),
+                noted => noted.map(|()| Some((hurt, nodes))),
+            };
+        }
+    }
+
+    /// True if collectors have decided since the index was read: then it is read again.
+    fn is_overtaken(&mut self) -> Result<bool> {
+        let repo = self.look.repo;
+        let deleted = GcState::load_readable(repo.store().as_ref(), repo.keys())?.0.deleted();
+        if deleted.is_subset(&self.deleted) {
+            return Ok(false);
+        }
+        let (index, gc_state) = index_of_now(self.look)?;
+        (self.index, self.deleted) = (index, gc_state.deleted());
+        self.known.clear();
+        self.ranges_left = REMEMBERED_RANGES;
+        Ok(true)
+    }
+
+    fn note(&mut self, problem: Waiting) -> Result<()> {
+        self.waiting.push(problem);
+        if self.waiting.len() < WAITING_MAX { Ok(()) } else { self.note_waiting() }
+    }
+
+    /// Notes what waits. `NoSuchPoint` if the point was forgotten: what it needed may be gone.
+    fn note_waiting(&mut self) -> Result<()> {
+        let listed = self.look.repo.point_ids()?;
+        if let Some(point) = self.point.filter(|point| !listed.contains(point)) {
+            return Err(Error::NoSuchPoint { what: format!("{point} was forgotten meanwhile") });
+        }
+        for problem in std::mem::take(&mut self.waiting) {
+            match problem {
+                Waiting::Error(error) => self.look.problems.note(error)?,
+                Waiting::Lost(id) => self.look.problems.note_lost(&id)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Walks one node; what cannot be restored of it is added to `tally`, and returned as ranges from its first byte
     /// on.
     fn subtree(
@@ -109,9 +192,9 @@ impl Walk<'_> {
         };
         let found = match found {
             Ok(found) => found,
-            Err(Error::Cancelled) => return Err(Error::Cancelled),
+            Err(error) if !is_problem(&error) => return Err(error),
             Err(error) => {
-                self.look.problems.note(error)?;
+                self.note(Waiting::Error(error))?;
                 tally.add(span.clone());
                 Some(std::iter::once(0..span.end - span.start).collect())
             }
@@ -177,16 +260,16 @@ impl Walk<'_> {
                         "chunk {chunk} has {} bytes there, a manifest says {}",
                         at.raw_bytes, piece.len
                     );
-                    self.look.problems.note(Error::damaged(at.pack_key(), what))?;
+                    self.note(Waiting::Error(Error::damaged(at.pack_key(), what)))?;
                 }
                 Some(at) if self.state.is_sound(&at) => continue,
                 // The pack's problem is noted, unless it was put aside: then this is what is left of it.
                 Some(at) if self.state.is_aside(&at) => {
                     let what = format_args!("chunk {chunk} was in it, and is nowhere else. It was put aside");
-                    self.look.problems.note(Error::damaged(at.pack_key(), what))?;
+                    self.note(Waiting::Error(Error::damaged(at.pack_key(), what)))?;
                 }
                 Some(_) => {}
-                None => self.look.problems.note_lost(id)?,
+                None => self.note(Waiting::Lost(*id))?,
             }
             push(&mut hurt, u64::from(offset)..u64::from(offset + piece.len));
         }

@@ -44,7 +44,7 @@ impl<'a> Problems<'a> {
 
     /// Notes damage; other errors end the verification.
     pub fn note(&self, error: Error) -> Result<()> {
-        if !(error.is_damage() || matches!(error, Error::NewerVersion { .. })) {
+        if !is_problem(&error) {
             return Err(error);
         }
         let line = error.to_string().replace(". `penstock verify` lists what is hurt", "");
@@ -77,6 +77,11 @@ impl<'a> Problems<'a> {
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok((state.lines, state.before + state.seen.count()?))
     }
+}
+
+/// True for what is wrong with an object; other errors end the verification.
+pub fn is_problem(error: &Error) -> bool {
+    error.is_damage() || matches!(error, Error::NewerVersion { .. })
 }
 
 /// Tells one line from another.

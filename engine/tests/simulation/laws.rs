@@ -43,7 +43,7 @@ type Id = [u8; 32];
 /// A recovery point that is listed.
 struct Point {
     process: usize,
-    /// Its contents and manifests, by id. Empty if it could not be read when it came.
+    /// Its contents and manifests, by id. Empty as long as it could not be restored.
     needs: Vec<Id>,
     excused: bool,
     /// Why it cannot be restored.
@@ -262,6 +262,10 @@ impl Laws {
         let ids: Vec<String> = self.known[repo].points.keys().cloned().collect();
         for id in ids {
             let Some(mut point) = self.known[repo].points.remove(&id) else { continue };
+            if point.needs.is_empty() && self.right(repo, &id).is_ok() {
+                // What it lacked when it came, somebody else has stored since.
+                point.needs = self.needs(repo, &id).map_err(|error| format!("point {id}: {error}"))?;
+            }
             let whole = self.whole(repo, &index, &point);
             let before = std::mem::replace(&mut point.hollow, whole.err());
             let judged = if before == point.hollow { Ok(()) } else { self.judge(repo, &id, &point) };
@@ -273,7 +277,7 @@ impl Laws {
 
     fn whole(&mut self, repo: usize, index: &Index, point: &Point) -> Result<(), String> {
         if let Some(why) = point.hollow.as_ref().filter(|_| point.needs.is_empty()) {
-            return Err(why.clone()); // it never was
+            return Err(why.clone()); // it never was, nor is it now
         }
         for id in &point.needs {
             let found = index.find_row(id).map_err(|error| error.to_string())?;
