@@ -67,8 +67,8 @@ pub enum Bug {
 
 #[cfg(feature = "simulation")]
 impl Bug {
-    /// All of them.
-    pub const ALL: &[Bug] = &[
+    /// Those that some world shows.
+    pub const FOUND: &[Bug] = &[
         Bug::NearbyBelieved,
         Bug::ConfirmNotAsked,
         Bug::OutdatedDecides,
@@ -89,12 +89,13 @@ impl Bug {
         Bug::InputsDeletedEarly,
         Bug::RescueIgnored,
         Bug::DeadLeaseKept,
-        Bug::DecisionsForgotten,
-        Bug::ParentTrusted,
-        Bug::RoundsUnaware,
-        Bug::HalfMergeBelieved,
         Bug::DeletedFound,
     ];
+
+    /// Those that no world has shown so far. Behind the first two stands a second line: packs are listed by whoever
+    /// writes, and what is not found is looked up a second time. The order of things that shows the others is rare.
+    pub const NOT_FOUND: &[Bug] =
+        &[Bug::DecisionsForgotten, Bug::HalfMergeBelieved, Bug::ParentTrusted, Bug::RoundsUnaware];
 }
 
 #[cfg(not(feature = "simulation"))]

@@ -6,7 +6,8 @@
 //! every_seed -- --nocapture`; the same seed gives the same history. Further settings:
 //! `PENSTOCK_SIM_PLANT`, the name of a bug to plant (`simulation/planted.rs`),
 //! `PENSTOCK_SIM_HUNT=COUNT`, to look for each planted bug in so many seeds, `PENSTOCK_SIM_JOBS`, programs
-//! side by side.
+//! side by side, `PENSTOCK_SIM_WORLD`, the number of a kind of world (`Setting::drawn`): then a seed gives
+//! another history than without.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 #[path = "simulation/actors.rs"]
@@ -31,6 +32,8 @@ mod setting;
 mod stage;
 #[path = "simulation/store.rs"]
 mod store;
+#[path = "simulation/story.rs"]
+mod story;
 #[path = "simulation/watch.rs"]
 mod watch;
 #[path = "simulation/world.rs"]

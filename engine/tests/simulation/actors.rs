@@ -36,6 +36,8 @@ pub enum Task {
     Gc(GcOptions),
     /// The points at these places of the list.
     Forget(Vec<u64>),
+    /// All points of disks with this file.
+    ForgetFile(u64),
     /// The point at this place of the list.
     Restore(u64),
     Verify {
@@ -51,7 +53,7 @@ impl Task {
         match self {
             Task::Backup { .. } => "backup",
             Task::Gc(_) => "gc",
-            Task::Forget(_) => "forget",
+            Task::Forget(_) | Task::ForgetFile(_) => "forget",
             Task::Restore(_) => "restore",
             Task::Verify { .. } => "verify",
             Task::Copy { .. } => "copy",
@@ -166,6 +168,16 @@ fn live(reach: &Reach, repo: usize, tasks: &[Task], done: &mut Vec<Done>) -> Res
                 let of = |place: &u64| ids.get((*place as usize) % ids.len().max(1)).copied();
                 let chosen: Vec<PointId> = places.iter().filter_map(of).collect();
                 forget::remove(&open, &chosen, &Run::new(), &mut |_| {})?;
+            }
+            Task::ForgetFile(file) => {
+                let mut ids = open.point_ids()?;
+                {
+                    let contents = &reach.stage.state().contents;
+                    ids.retain(|id| {
+                        contents.get(&id.to_string()).is_some_and(|disk| disk.files.contains(file))
+                    });
+                }
+                forget::remove(&open, &ids, &Run::new(), &mut |_| {})?;
             }
             Task::Restore(place) => {
                 let ids = open.point_ids()?;

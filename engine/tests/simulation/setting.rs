@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::rng::Rng;
+use super::story::Story;
 
 const HOUR_MS: u64 = 3_600_000;
 
@@ -17,6 +18,10 @@ pub struct Setting {
     pub processes: usize,
     /// How often a process is a backup, a collection, a forget, a restore, a verification, a copy.
     pub weights: [u64; 6],
+    /// What its people do; at random if nothing.
+    pub story: Option<Story>,
+    /// Of 1000 times that points are forgotten, so many are of all that have some file.
+    pub forget_file: u64,
     /// Of 1000 processes, so many do two things.
     pub twice: u64,
     pub grace: Duration,
@@ -66,12 +71,14 @@ impl Setting {
     /// A world of some kind: of many things at once, or of much of one.
     pub fn drawn(rng: &mut Rng) -> Self {
         let mut setting = Self::of_all_kinds(rng);
-        match rng.below(10) {
+        let forced = super::seeds::number("PENSTOCK_SIM_WORLD");
+        match forced.unwrap_or(rng.below(12)) {
             0 => setting.of_collectors(rng),
             1 => setting.of_duplicates(rng),
             2 => setting.of_clocks(rng),
             3 => setting.of_late_points(rng),
             4 => setting.of_replicas(rng),
+            5 => setting.of_stories(rng),
             _ => {}
         }
         setting
@@ -91,12 +98,13 @@ impl Setting {
 
     /// Several machines that have the same, and store it at the same time.
     fn of_duplicates(&mut self, rng: &mut Rng) {
-        self.weights = [8, 3, 5, 0, 0, 0];
+        self.weights = [8, 3, 4, 0, 0, 0];
+        self.forget_file = 600;
         (self.crowd, self.processes) = (rng.between(3..=5) as usize, 40);
         // Most have no parent: what they have is looked up.
         (self.grace, self.names, self.files) = (Duration::ZERO, 12, rng.between(2..=3));
-        (self.kinds, self.pack_bytes) = (rng.between(3..=6), *rng.pick(&[192 << 10, 256 << 10]));
-        (self.moves, self.hole_bytes) = (rng.one_in(2), 0);
+        (self.kinds, self.pack_bytes) = (rng.between(3..=5), *rng.pick(&[192 << 10, 256 << 10]));
+        (self.moves, self.hole_bytes) = (rng.one_in(4), 0);
         (self.jump, self.skew_ms) = (0, 0);
     }
 
@@ -114,6 +122,17 @@ impl Setting {
         (self.crowd, self.processes) = (rng.between(3..=4) as usize, 30);
         (self.grace, self.late_points) = (Duration::ZERO, 250);
         (self.skew_ms, self.stop, self.jump) = (0, 0, 0);
+    }
+
+    /// A story that is told again and again.
+    fn of_stories(&mut self, rng: &mut Rng) {
+        self.story = Some(*rng.pick(&[Story::Returns, Story::Overtaken, Story::Heir]));
+        self.weights[5] = 0;
+        (self.crowd, self.processes) = (rng.between(3..=6) as usize, 50);
+        (self.kinds, self.pack_bytes) = (rng.between(4..=6), 256 << 10);
+        (self.grace, self.moves, self.hole_bytes) = (Duration::ZERO, false, 0);
+        (self.jump, self.stop, self.skew_ms, self.repos) = (0, 0, 0, 1);
+        self.slow_at = *rng.pick(&[("", 0), ("leases/", 200), ("leases/", 400), ("points/", 200)]);
     }
 
     /// A store that fails over to a replica that lags.
@@ -142,6 +161,8 @@ impl Setting {
             crowd: if crowded { rng.between(4..=6) as usize } else { rng.between(1..=3) as usize },
             processes: *rng.pick(&[12, 20, 40]),
             weights: [weights[0], weights[1], weights[2], weights[3], weights[4], if copies { 4 } else { 0 }],
+            story: None,
+            forget_file: 0,
             twice: *rng.pick(&[0, 0, 150]),
             grace: Duration::from_millis(*rng.pick(&[0, 0, 0, 0, HOUR_MS, 24 * HOUR_MS])),
             moves: !rng.one_in(4),

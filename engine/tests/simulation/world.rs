@@ -1,7 +1,7 @@
 //! A world from a seed: machines with clocks, one store, processes that come and go, and a scheduler that
 //! lets one of them do one store operation at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -19,6 +19,7 @@ use super::laws::Laws;
 use super::rng::Rng;
 use super::setting::Setting;
 use super::stage::{Host, OBSERVER, Process, Stage};
+use super::story::Step;
 use super::watch::Watch;
 
 /// Steps after which no process is begun any more, and after which something runs in a circle.
@@ -58,6 +59,8 @@ pub struct World<'a> {
     pub held: BTreeMap<usize, u64>,
     /// Processes that were stopped before they published.
     pub late_once: BTreeSet<usize>,
+    /// What is left of a story.
+    script: VecDeque<Step>,
     pub step: u64,
     watch: &'a mut Watch,
     dir: &'a Path,
@@ -97,6 +100,7 @@ pub fn live(seed: u64, watch: &mut Watch, dir: &Path) -> Outcome {
         absent: BTreeMap::new(),
         held: BTreeMap::new(),
         late_once: BTreeSet::new(),
+        script: VecDeque::new(),
         step: 0,
         watch,
         dir: &dir,
@@ -151,7 +155,7 @@ impl World<'_> {
                 return Ok(());
             }
             let room = self.actors.len() < self.setting.crowd;
-            if may_begin && room && (self.actors.is_empty() || self.rng.one_in(12)) {
+            if may_begin && room && self.is_time_to_begin() {
                 self.begin()?;
             } else {
                 self.trouble()?;
@@ -160,6 +164,32 @@ impl World<'_> {
             self.laws.look()?;
         }
         Err(format!("nothing ends: {}", self.waiting()))
+    }
+
+    /// True if a process is to begin now.
+    fn is_time_to_begin(&mut self) -> bool {
+        if let Some(story) = self.setting.story
+            && self.script.is_empty()
+        {
+            let (gc, number) = (self.gc(), self.step);
+            self.script = story.told(&mut self.rng, &self.setting, &gc, number);
+        }
+        while self.actors.is_empty() && matches!(self.script.front(), Some(Step::Rest)) {
+            self.script.pop_front();
+        }
+        match self.script.front() {
+            Some(Step::Rest) => false,
+            Some(Step::Begin(_)) => self.rng.one_in(4),
+            None => self.actors.is_empty() || self.rng.one_in(12),
+        }
+    }
+
+    fn gc(&self) -> Task {
+        Task::Gc(GcOptions {
+            grace: self.setting.grace,
+            max_repack_bytes: if self.setting.moves { 16 << 30 } else { 0 },
+            dry_run: false,
+        })
     }
 
     /// Lets some process do something, or time pass if none can.
@@ -249,7 +279,11 @@ impl World<'_> {
     fn begin(&mut self) -> Result<(), String> {
         let host = self.rng.below(self.setting.hosts) as usize;
         let repo = self.rng.below(self.setting.repos as u64) as usize;
-        let mut tasks = vec![self.task(repo)];
+        let told = match self.script.pop_front() {
+            Some(Step::Begin(task)) => Some(task),
+            Some(Step::Rest) | None => None,
+        };
+        let mut tasks = vec![told.unwrap_or_else(|| self.task(repo))];
         if self.rng.chance(self.setting.twice) {
             tasks.push(self.task(repo));
         }
@@ -279,11 +313,10 @@ impl World<'_> {
     fn task(&mut self, repo: usize) -> Task {
         match self.rng.weighted(&self.setting.weights) {
             0 => self.backup(),
-            1 => Task::Gc(GcOptions {
-                grace: self.setting.grace,
-                max_repack_bytes: if self.setting.moves { 16 << 30 } else { 0 },
-                dry_run: false,
-            }),
+            1 => self.gc(),
+            2 if self.rng.chance(self.setting.forget_file) => {
+                Task::ForgetFile(self.rng.below(self.setting.kinds))
+            }
             2 => Task::Forget((0..self.rng.between(1..=3)).map(|_| self.rng.below(1 << 20)).collect()),
             3 => Task::Restore(self.rng.below(1 << 20)),
             4 => Task::Verify { read_data: self.rng.one_in(2) },
