@@ -1,8 +1,8 @@
 //! The dedup index at scale.
 //!
-//! - `index_scale build DIR [ROWS] [NIGHTS]`: writes an index of ROWS (default 160 million) synthetic chunks and NIGHTS (default 6) small segments after it, as
+//! - `index_scale build PLACE [ROWS] [NIGHTS]`: writes an index of ROWS (default 160 million) synthetic chunks and NIGHTS (default 6) small segments after it, as
 //!   backups would: rows of packs into segments, segments merged into one run. The last 200 packs of the big run are stored as objects too, so that their tables of contents can be read.
-//! - `index_scale measure DIR`: opens it and prints time, memory and lookups a second: absent ids, random present ones, and those of whole packs in the order they are stored in.
+//! - `index_scale measure PLACE [ROWS]`: opens it and prints time, memory and lookups a second: absent ids, random present ones, and those of whole packs in the order they are stored in.
 //!   Run it with a cold page cache as well.
 //! - `index_scale simulate`: reads of the store for each lookup of a duplicate stream, by how long its runs of neighbours are. Those are what a store bills, and what decides at
 //!   sizes at which no filter fits into memory.
@@ -25,7 +25,9 @@ use penstock_engine::id::ObjectId;
 use penstock_engine::index::{Claims, Index, Merge};
 use penstock_engine::io::BufPool;
 use penstock_engine::pack::{PackBuilder, pack_buffer_bytes};
-use penstock_engine::store::{Body, Limits, Place, Store};
+use penstock_engine::repo::cached_prefixes;
+use penstock_engine::store::object::{self, AwsAccess, AwsCredential, ObjectOptions, Runtime};
+use penstock_engine::store::{Body, CacheOptions, Cached, Limits, Place, Store};
 use zeroize::Zeroizing;
 
 /// Chunks of a pack: 80 MiB of chunks of 64 KiB, compressed to 32 MiB.
@@ -40,12 +42,14 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let number = |at: usize, default: u64| args.get(at).map_or(Ok(default), |text| text.parse());
     match args.first().map(String::as_str) {
-        Some("build") if args.len() > 1 => {
-            build(Path::new(&args[1]), number(2, 160_000_000)?, number(3, 6)?)?
-        }
-        Some("measure") if args.len() > 1 => measure(Path::new(&args[1]))?,
+        Some("build") if args.len() > 1 => build(&args[1], number(2, 160_000_000)?, number(3, 6)?)?,
+        Some("measure") if args.len() > 1 => measure(&args[1], number(2, 0)?)?,
         Some("simulate") => simulate()?,
-        _ => return Err("usage: index_scale build DIR [ROWS] [NIGHTS] | measure DIR | simulate".into()),
+        _ => {
+            return Err(
+                "usage: index_scale build PLACE [ROWS] [NIGHTS] | measure PLACE [ROWS] | simulate".into()
+            );
+        }
     }
     Ok(())
 }
@@ -70,8 +74,29 @@ fn id(n: u64) -> [u8; 32] {
     id
 }
 
-fn open(dir: &Path) -> Result<Arc<dyn Store>> {
-    penstock_engine::store::open(&Place::Dir(dir.to_owned()), true, &Limits::default())
+/// A directory, or a bucket behind a cache, as the program has it.
+fn open(place: &str) -> Result<Arc<dyn Store>> {
+    let bucket = match Place::parse(place)? {
+        Place::Bucket(bucket) => bucket,
+        other => return penstock_engine::store::open(&other, true, &Limits::default()),
+    };
+    let options = ObjectOptions {
+        endpoint: std::env::var("PENSTOCK_S3_ENDPOINT").ok(),
+        region: std::env::var("AWS_REGION").ok(),
+        aws: Some(AwsAccess {
+            provider: Arc::new(object_store::StaticCredentialProvider::new(AwsCredential {
+                key_id: std::env::var("AWS_ACCESS_KEY_ID").unwrap_or_default(),
+                secret_key: std::env::var("AWS_SECRET_ACCESS_KEY").unwrap_or_default(),
+                token: None,
+            })),
+            expired: Arc::new(|| {}),
+        }),
+        ..ObjectOptions::default()
+    };
+    let store = Arc::new(object::open(bucket, options, Runtime::start()?)?);
+    let dir = std::env::temp_dir().join(format!("index-scale-{}", std::process::id()));
+    let options = CacheOptions { dir, bytes_max: 1 << 30, prefixes: cached_prefixes() };
+    Ok(Arc::new(Cached::new(store, &options)?))
 }
 
 /// A pack with these chunks that is in the index only.
@@ -112,8 +137,8 @@ fn stored_pack(
     Ok((done.pack, done.rows))
 }
 
-fn build(dir: &Path, rows: u64, nights: u64) -> Result<()> {
-    let (store, keys) = (open(dir)?, keys());
+fn build(place: &str, rows: u64, nights: u64) -> Result<()> {
+    let (store, keys) = (open(place)?, keys());
     let began = Instant::now();
     let packs = rows.div_ceil(PACK_ROWS);
     let pool = BufPool::new(1, pack_buffer_bytes(1 << 20, 1 << 18));
@@ -159,7 +184,9 @@ fn build(dir: &Path, rows: u64, nights: u64) -> Result<()> {
         let tidied = index.tidy(Merge::Tiers, &|| false)?;
         println!("night {night}: {} runs merged, {} segments deleted", tidied.merged, tidied.deleted);
     }
-    fs::write(dir.join("rows"), rows.to_string()).expect("the directory can be written");
+    if let Some(dir) = Place::parse(place)?.dir() {
+        fs::write(dir.join("rows"), rows.to_string()).expect("the directory can be written");
+    }
     Ok(())
 }
 
@@ -216,10 +243,10 @@ fn status(field: &str) -> u64 {
     line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().unwrap_or(0) / 1024
 }
 
-fn measure(dir: &Path) -> Result<()> {
-    let text = fs::read_to_string(dir.join("rows")).unwrap_or_default();
-    let rows: u64 = text.parse().expect("`index_scale build` writes how many rows there are");
-    let (store, keys) = (open(dir)?, keys());
+fn measure(place: &str, rows: u64) -> Result<()> {
+    let text = fs::read_to_string(Path::new(place).join("rows")).unwrap_or_default();
+    let rows = if rows > 0 { rows } else { text.parse().expect("tell how many rows there are") };
+    let (store, keys) = (open(place)?, keys());
     let before = status("VmRSS");
     let began = Instant::now();
     let index = Index::load(store.clone(), keys)?;
