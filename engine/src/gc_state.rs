@@ -168,15 +168,15 @@ impl GcState {
 
     /// What a writer leaves out: all that may be deleted before its recovery point is there.
     pub fn for_writers(&self) -> Excluded {
-        Excluded {
-            deleted: self.deleted(),
-            condemned: match planted(Bug::CondemnedTrusted) {
-                true => HashSet::new(),
-                false => self.condemned(),
-            },
-            lost: HashSet::new(),
-            aside: self.aside(),
+        let (mut condemned, mut aside) = (self.condemned(), self.aside());
+        if planted(Bug::CondemnedTrusted) {
+            condemned.clear();
         }
+        if planted(Bug::AsideTrusted) {
+            condemned.retain(|pack| !aside.contains(pack));
+            aside.clear();
+        }
+        Excluded { deleted: self.deleted(), condemned, lost: HashSet::new(), aside }
     }
 
     /// Names of all rounds that are not decided, and of all decisions.

@@ -51,6 +51,8 @@ pub enum Bug {
     InputsDeletedEarly,
     /// A decision deletes all that was condemned, needed or not.
     RescueIgnored,
+    /// Writers rely on packs that were put aside as damaged.
+    AsideTrusted,
     /// A collector does not wait for a writer that it takes for dead, and leaves it its lease.
     DeadLeaseKept,
     /// Decisions are forgotten at once.
@@ -88,6 +90,7 @@ impl Bug {
         Bug::CondemnedTrusted,
         Bug::InputsDeletedEarly,
         Bug::RescueIgnored,
+        Bug::AsideTrusted,
         Bug::DeadLeaseKept,
         Bug::DeletedFound,
     ];

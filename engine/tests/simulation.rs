@@ -18,6 +18,8 @@ mod clock;
 mod disk;
 #[path = "simulation/faults.rs"]
 mod faults;
+#[path = "simulation/harm.rs"]
+mod harm;
 #[path = "simulation/laws.rs"]
 mod laws;
 #[path = "simulation/planted.rs"]

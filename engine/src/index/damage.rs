@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use super::load::{self, Loaded};
+use super::load::{self, Loaded, Skip};
 use super::runs::Runs;
 use super::{Excluded, Index};
 use crate::crypto::RepoKeys;
@@ -38,7 +38,7 @@ impl Index {
         stop: &dyn Fn() -> Result<()>,
     ) -> Result<(Self, Vec<BadSegment>)> {
         let mut bad: Vec<BadSegment> = Vec::new();
-        let mut skipped = HashSet::new();
+        let mut skipped = Skip::default();
         let mut sound = HashSet::new();
         loop {
             let mut found = Vec::new();
@@ -60,16 +60,26 @@ impl Index {
                 }
             }
             sound.extend(loaded.runs.segments().map(|segment| segment.id()));
-            found.retain(|one| one.id.is_none_or(|id| !skipped.contains(&id)));
+            found.retain(|one| one.id.is_none_or(|id| !skipped.ids.contains(&id)));
             // Objects with strange names are met each time.
             found.retain(|one| one.id.is_some() || bad.iter().all(|known| known.id.is_some()));
             let again = found.iter().any(|one| one.id.is_some());
-            skipped.extend(found.iter().filter_map(|one| one.id));
+            skipped.ids.extend(found.iter().filter_map(|one| one.id));
             bad.extend(found);
             if !again {
                 return Ok((Self::of(store, keys, clock, loaded, skipped), bad));
             }
         }
+    }
+
+    /// The index as it is once `supersede` has taken the place of the segments that this one leaves out. Parts of a
+    /// merge may be among them whose inputs are still there: those count here, and do not count then.
+    pub fn after_supersede(&self) -> Result<Self> {
+        let skipped = Skip { as_superseded: true, ..self.skipped.clone() };
+        let strict = &mut |_, error| Err(error);
+        let loaded = load::load(self.store.as_ref(), &self.keys, &self.lock_runs(), &skipped, strict)?;
+        let (store, keys, clock) = (self.store.clone(), self.keys.clone(), self.clock.clone());
+        Ok(Self::of(store, keys, clock, loaded, skipped).excluding(self.excluded.clone()))
     }
 
     /// The same index as others see it: in which other packs do not count.

@@ -15,6 +15,16 @@ use crate::store::Store;
 /// Times that the list is read again because a segment in it was gone when it was opened.
 const TRIES: usize = 8;
 
+/// Segments that are not opened, since they are damaged.
+#[derive(Clone, Default)]
+pub struct Skip {
+    /// Which.
+    pub ids: HashSet<ObjectId>,
+    /// They count as if they were there, without rows, as they do once another segment has superseded them: what the
+    /// merge superseded that they are parts of is not asked. Otherwise as if they were not there.
+    pub as_superseded: bool,
+}
+
 /// Live segments, and those that they supersede and that are still there.
 pub struct Loaded {
     /// What lookups ask.
@@ -27,13 +37,13 @@ pub struct Loaded {
 /// loading.
 pub type OnDamage<'a> = dyn FnMut(Option<ObjectId>, Error) -> Result<()> + 'a;
 
-/// Opens all live segments but those in `skip`, which count as if they were not there. Those that `known` has are not
+/// Opens all live segments but those in `skip`. Those that `known` has are not
 /// opened again.
 pub fn load(
     store: &dyn Store,
     keys: &RepoKeys,
     known: &Runs,
-    skip: &HashSet<ObjectId>,
+    skip: &Skip,
     on_damage: &mut OnDamage<'_>,
 ) -> Result<Loaded> {
     let known: HashMap<ObjectId, &Arc<Segment>> = known.segments().map(|s| (s.id(), s)).collect();
@@ -69,12 +79,13 @@ fn open_all(
     store: &dyn Store,
     keys: &RepoKeys,
     known: &HashMap<ObjectId, &Arc<Segment>>,
-    skip: &HashSet<ObjectId>,
+    skip: &Skip,
     on_damage: &mut OnDamage<'_>,
 ) -> Result<Loaded> {
     let mut listed = list(store, on_damage)?;
-    listed.retain(|(id, _)| !skip.contains(id));
-    let names: HashSet<ObjectId> = listed.iter().map(|(id, _)| *id).collect();
+    let counts = |id: &ObjectId| skip.as_superseded || !skip.ids.contains(id);
+    let names: HashSet<ObjectId> = listed.iter().map(|(id, _)| *id).filter(counts).collect();
+    listed.retain(|(id, _)| !skip.ids.contains(id));
     let mut superseded = HashSet::new();
     let mut live: Vec<Arc<Segment>> = Vec::new();
     for (id, bytes) in listed.into_iter().rev() {

@@ -93,7 +93,7 @@ pub struct Index {
     /// Packs that do not count.
     excluded: Excluded,
     /// Damaged segments that are passed over: see [`load_sound`](Self::load_sound).
-    skipped: HashSet<ObjectId>,
+    skipped: load::Skip,
 }
 
 impl Index {
@@ -105,8 +105,8 @@ impl Index {
     /// As [`load`](Self::load), with a clock of the caller's.
     pub fn load_in(store: Arc<dyn Store>, keys: Arc<RepoKeys>, clock: Arc<dyn Clock>) -> Result<Self> {
         let strict = &mut |_, error| Err(error);
-        let loaded = load::load(store.as_ref(), &keys, &Runs::default(), &HashSet::new(), strict)?;
-        Ok(Self::of(store, keys, clock, loaded, HashSet::new()))
+        let loaded = load::load(store.as_ref(), &keys, &Runs::default(), &load::Skip::default(), strict)?;
+        Ok(Self::of(store, keys, clock, loaded, load::Skip::default()))
     }
 
     fn of(
@@ -114,7 +114,7 @@ impl Index {
         keys: Arc<RepoKeys>,
         clock: Arc<dyn Clock>,
         loaded: load::Loaded,
-        skipped: HashSet<ObjectId>,
+        skipped: load::Skip,
     ) -> Self {
         let taken: usize = loaded.runs.segments().map(|segment| segment.memory_bytes()).sum();
         let pages = MEMORY_BYTES.saturating_sub(taken) / 4096;

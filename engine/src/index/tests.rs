@@ -3,7 +3,7 @@
 use super::*;
 use crate::format::header::Cipher;
 use crate::format::pack::TocRow;
-use crate::store::MemoryStore;
+use crate::store::{MemoryStore, Span};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use zeroize::Zeroizing;
@@ -293,6 +293,37 @@ fn an_incomplete_merge_supersedes_nothing() {
     for n in (0..4).flat_map(|n| [n, n + 10, n + 20]) {
         assert!(index.find_to_read(&id(n)).unwrap().is_some());
     }
+}
+
+/// What a repair has to write anew before it supersedes a damaged part: the inputs of the merge, which it can still
+/// read, do not count any more then.
+#[test]
+fn inputs_of_a_merge_do_not_count_when_a_damaged_part_is_superseded() {
+    let _alone = fail::FailScenario::setup();
+    let (store, keys) = fixture();
+    for n in 0..4u32 {
+        publish(store.as_ref(), &keys, 10 + u64::from(n), &[n, n + 10, n + 20], n as u8);
+    }
+    load(&store, &keys, 4).tidy(Merge::Rewrite, &|| false).unwrap();
+    let parts: Vec<ObjectId> = load(&store, &keys, 4).segments().iter().map(|part| part.id()).collect();
+    let name = ObjectKind::Index.key(&parts[0].to_string());
+    let mut bytes = Vec::new();
+    store.get(&name, Span::All, &mut bytes).unwrap();
+    bytes[4100] ^= 1;
+    store.delete(&name).unwrap();
+    store.put_new(&name, Body::Bytes(&bytes)).unwrap();
+    let clock = crate::environment::Environment::real().clock;
+    let (sound, bad) = Index::load_sound(store.clone(), keys.clone(), clock, &|| Ok(())).unwrap();
+    let bad: Vec<ObjectId> = bad.iter().filter_map(|bad| bad.id).collect();
+    assert_eq!(bad, [parts[0]]);
+    let numbers = || (0..4).flat_map(|n| [n, n + 10, n + 20]);
+    let found = |index: &Index| numbers().filter(|n| index.find_row(&id(*n)).unwrap().is_some()).count();
+    assert_eq!(found(&sound), 12, "the inputs are still there");
+    let left = sound.after_supersede().unwrap();
+    let will_be = found(&left);
+    assert!(will_be < 12, "the rows of the damaged part");
+    left.supersede(&bad).unwrap();
+    assert_eq!(found(&load(&store, &keys, 4)), will_be);
 }
 
 #[test]

@@ -119,7 +119,10 @@ impl ChunkReader {
             rest = behind;
             let len = (end - start) as usize;
             if self.store.get(&key, Span::At { offset: start, len }, &mut stored)?.is_none() {
-                stored.clear();
+                for row in batch {
+                    each(row, Err(Error::Missing { object: key.clone(), needed_by: "the index".into() }))?;
+                }
+                continue;
             }
             read_bytes += stored.len() as u64;
             for row in batch {

@@ -11,7 +11,7 @@ use crate::format::index_segment::PackRef;
 use crate::format::pack::TocRow;
 use crate::id::ObjectId;
 use crate::index::Index;
-use crate::pack::{ChunkReader, Ends, check_ends, read_contents};
+use crate::pack::{ChunkReader, Ends, check_ends, list_packs, read_contents};
 use crate::run::Progress;
 
 /// What was found.
@@ -45,9 +45,10 @@ struct Checker<'a> {
     found: Mutex<(Checked, RepairReport)>,
 }
 
-/// Looks at all packs.
-pub fn all(repair: &Repair<'_>, index: &Index, report: &mut RepairReport) -> Result<Checked> {
-    let rows = rows_by_pack(index, &|| repair.go_on())?;
+/// Looks at all packs: those that are there, and those that `index` names, which is all that can be read. `left` is
+/// the index as others will see it.
+pub fn all(repair: &Repair<'_>, index: &Index, left: &Index, report: &mut RepairReport) -> Result<Checked> {
+    let rows = rows_by_pack(left, &|| repair.go_on())?;
     let gone = repair.gc_state.deleted();
     let aside = repair.gc_state.aside();
     let mut tasks: BTreeMap<ObjectId, Task> = BTreeMap::new();
@@ -90,7 +91,11 @@ pub fn all(repair: &Repair<'_>, index: &Index, report: &mut RepairReport) -> Res
     if !missing.is_empty() {
         // A collector may have decided on some of them since: then it is no damage.
         let gone = repair.gone_now()?;
+        let there = list_packs(store.as_ref(), missing.len())?;
         for (pack, error) in missing.into_iter().filter(|(pack, _)| !gone.contains(&pack.id)) {
+            if there.contains_key(&pack.id) {
+                return Err(contradiction(&pack));
+            }
             if !aside.contains(&pack.id) {
                 report.hurt.add(error);
             }
@@ -98,6 +103,13 @@ pub fn all(repair: &Repair<'_>, index: &Index, report: &mut RepairReport) -> Res
         }
     }
     Ok(checked)
+}
+
+/// A store that lists a pack and says that it is not there: one of both is wrong, and nothing is done for it.
+pub fn contradiction(pack: &PackRef) -> Error {
+    let what =
+        "the store lists it, and said that it is not there. Nothing was put aside for that; run repair again";
+    Error::damaged(pack.kind.key(&pack.id.to_string()), what)
 }
 
 impl Checker<'_> {
@@ -158,7 +170,8 @@ impl Checker<'_> {
             self.found().1.read_bytes += read;
         }
         if let Some(error) = bad {
-            self.hurt(pack, true, error)?;
+            // A collector may have deleted it since its ends were read.
+            self.hurt(pack, !matches!(error, Error::Missing { .. }), error)?;
             return Ok(false);
         }
         let was_aside = self.aside.contains(&pack.id);

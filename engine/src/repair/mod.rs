@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  lease ─► gc/ ─► index (what of it is sound) ─► packs (check.rs) ─► rows (rows.rs) ─► contents of hurt packs (rescue.rs)
-//!        ─► new index segments ─► damaged ones superseded ─► hurt packs put aside ─► records (records.rs) ─► merge
+//!        ─► new index segments ─► hurt packs put aside ─► damaged segments superseded ─► records (records.rs) ─► merge
 //! ```
 
 mod check;
@@ -179,13 +179,14 @@ impl Repair<'_> {
         let (sound, bad) = Index::load_sound(store, keys, clock, &|| self.go_on())?;
         let bad = note_bad_segments(bad, report)?;
         let sound = sound.excluding(self.gc_state.for_writers());
+        let left = sound.after_supersede()?;
         // After the index: what it names was stored before, so what is not there now is lost or was deleted by a
         // collector.
-        let checked = check::all(self, &sound, report)?;
+        let checked = check::all(self, &sound, &left, report)?;
         // What hurt packs hold counts as absent from here on.
         let mut excluded = self.gc_state.for_writers();
         excluded.lost.extend(checked.hurt.keys().copied());
-        let index = Arc::new(sound.view(excluded));
+        let index = Arc::new(left.view(excluded));
         let claims = match self.lease {
             Some(lease) => Claims::with_permit(index, lease.permit()),
             None => Claims::new(index),
@@ -201,15 +202,19 @@ impl Repair<'_> {
         if self.lease.is_none() {
             return Ok(());
         }
+        self.put_aside(&checked)?;
         if !bad.is_empty() && !report.segments_kept {
             self.may_publish()?;
             fail::fail_point!("repair-before-supersede");
             claims.index().supersede(&bad)?;
         }
-        self.put_aside(&checked)
+        Ok(())
     }
 
     /// Publishes which packs are damaged or lost. All that can be read of them is elsewhere, and the index says where.
+    /// The record is also the mark that something may be lost without a trace, as are packs that only a damaged or lost
+    /// index segment named: no writer takes a parent on trust that does not know of it, until a collection has found
+    /// that all points need is there.
     fn put_aside(&self, checked: &Checked) -> Result<()> {
         let known = self.gc_state.aside();
         let packs: Vec<Pack> = checked
@@ -218,9 +223,6 @@ impl Repair<'_> {
             .filter(|pack| !known.contains(&pack.id))
             .map(|pack| Pack { kind: pack.kind, id: pack.id })
             .collect();
-        if packs.is_empty() {
-            return Ok(());
-        }
         self.may_publish()?;
         let now_ms = self.repo.environment().clock.unix_ms();
         let name = stage_name(ObjectId::at(now_ms)?, Stage::Condemned);

@@ -3,9 +3,9 @@
 
 use std::collections::HashSet;
 
-use super::check::Checked;
+use super::check::{Checked, contradiction};
 use super::{Repair, RepairReport};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::header::ObjectKind;
 use crate::format::index_segment::PackRef;
 use crate::format::pack::{Codec, TocRow};
@@ -103,6 +103,7 @@ impl Mover<'_> {
         let repo = self.repair.repo;
         match check_ends(repo.store().as_ref(), repo.keys(), pack)? {
             Ends::Sound(own) => rows.extend(own),
+            Ends::Hurt { bytes: None, .. } => return self.gone(pack),
             Ends::Hurt { rows: own, .. } => rows.extend(own.unwrap_or_default()),
             Ends::Archived => {
                 report.archived += 1;
@@ -121,7 +122,7 @@ impl Mover<'_> {
             }
             rows = missing;
         }
-        let mut bad = Vec::new();
+        let (mut bad, mut is_gone) = (Vec::new(), false);
         let repair = self.repair;
         let stop = || repair.run.stopped();
         let read = reader.each_frame(pack, &rows, &stop, &mut |row, content| {
@@ -131,13 +132,25 @@ impl Mover<'_> {
                     report.moved.1 += u64::from(row.stored_bytes);
                     self.add(pack.kind, &row.id, &content)?;
                 }
+                Err(Error::Missing { .. }) => is_gone = true,
                 _ => bad.push(*row),
             }
             Ok(())
         })?;
         self.repair.go_on()?;
+        if is_gone {
+            return self.gone(pack);
+        }
         report.read_bytes += read;
         self.unread(&bad, report)
+    }
+
+    /// A pack that was there a moment ago is not: a collector has deleted it, or the store contradicts itself.
+    fn gone(&self, pack: &PackRef) -> Result<()> {
+        match self.repair.gone_now()?.contains(&pack.id) {
+            true => Ok(()),
+            false => Err(contradiction(pack)),
+        }
     }
 
     /// Remembers contents that cannot be read.

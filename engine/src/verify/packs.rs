@@ -199,9 +199,11 @@ impl Checker<'_> {
                 });
             }
         });
-        match self.opaque_packs().and_then(|()| self.absent_packs()) {
-            Err(Error::Cancelled) | Ok(()) => {}
-            Err(error) => run.fail(error),
+        for ended in [self.opaque_packs(), self.absent_packs()] {
+            match ended {
+                Err(Error::Cancelled) | Ok(()) => {}
+                Err(error) => run.fail(error),
+            }
         }
     }
 
@@ -220,10 +222,11 @@ impl Checker<'_> {
                 // Header and table of contents were read before.
                 let framed: u64 = rows.iter().map(|row| u64::from(row.stored_bytes)).sum();
                 self.progress(u64::from(task.pack.bytes).saturating_sub(framed));
-                if !self.frames(number, &task.pack, &rows, &mut reader)? {
+                let stop = || self.look.is_over();
+                if !self.frames(number, &task.pack, &rows, &mut reader, &stop)? {
                     continue;
                 }
-                if self.look.is_over() {
+                if stop() {
                     break;
                 }
             }
@@ -274,7 +277,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Reads what the index says of packs that do not tell themselves what is in them.
+    /// Reads what the index says of packs that do not tell themselves what is in them. A limit of time does not end
+    /// it: what is behind them is not done before they are, and the next run would begin with them again.
     fn opaque_packs(&self) -> Result<()> {
         let opaque = std::mem::take(&mut *self.opaque.lock().unwrap_or_else(PoisonError::into_inner));
         let mut left: HashMap<ObjectId, usize> =
@@ -285,15 +289,17 @@ impl Checker<'_> {
         let mut reader = self.reader()?;
         while !left.is_empty() {
             let wanted: HashSet<ObjectId> = left.keys().copied().collect();
-            let gathered = self.index.rows_of(&wanted, ROWS_MAX, &|| self.look.go_on())?;
+            let stop = || self.look.run.stopped();
+            let go_on = || if stop() { Err(Error::Cancelled) } else { Ok(()) };
+            let gathered = self.index.rows_of(&wanted, ROWS_MAX, &go_on)?;
             if gathered.is_empty() {
                 // No row is of any of them: nobody needs them.
                 left.drain().for_each(|(_, number)| self.done(number));
             }
             for (id, (pack, rows)) in gathered {
                 let Some(number) = left.remove(&id) else { continue };
-                let there = self.frames(number, &pack, &rows, &mut reader)?;
-                self.look.go_on()?;
+                let there = self.frames(number, &pack, &rows, &mut reader, &stop)?;
+                go_on()?;
                 if there {
                     self.done(number);
                 }
@@ -306,7 +312,8 @@ impl Checker<'_> {
         self.absent.lock().unwrap_or_else(PoisonError::into_inner).push((number, error));
     }
 
-    /// Notes the packs that are not there, but for those that collectors have decided to delete meanwhile.
+    /// Notes the packs that are not there, but for those that collectors have decided to delete meanwhile. Nothing is
+    /// expected in those either: whoever needs it finds it elsewhere, or lacks it.
     fn absent_packs(&self) -> Result<()> {
         let absent = std::mem::take(&mut *self.absent.lock().unwrap_or_else(PoisonError::into_inner));
         if absent.is_empty() {
@@ -318,8 +325,8 @@ impl Checker<'_> {
             let pack = self.tasks[number].pack.id;
             if !deleted.contains(&pack) {
                 self.look.problems.note(error)?;
-                self.state().short.insert(pack, 0);
             }
+            self.state().short.insert(pack, 0);
             self.done(number);
         }
         Ok(())
@@ -332,10 +339,11 @@ impl Checker<'_> {
         pack: &PackRef,
         rows: &[TocRow],
         reader: &mut ChunkReader,
+        stop: &dyn Fn() -> bool,
     ) -> Result<bool> {
         let (problems, progress) = (self.look.problems, &self.look.run.progress);
         let (mut bad, mut errors) = (Vec::new(), Vec::new());
-        let read = reader.each_frame(pack, rows, &|| self.look.is_over(), &mut |row, content| {
+        let read = reader.each_frame(pack, rows, stop, &mut |row, content| {
             Progress::add(&progress.read_bytes, row.stored_bytes.into());
             self.progress(row.stored_bytes.into());
             if let Err(error) = content {

@@ -12,12 +12,14 @@ use super::packs::PackState;
 use super::problems::is_problem;
 use super::{Look, hurt::Hurt, index_of_now};
 use crate::error::{Error, Result};
+use crate::format::header::ObjectKind;
 use crate::format::point::{RecoveryPoint, Volume};
 use crate::gc_state::GcState;
 use crate::id::{NodeId, ObjectId, PointId, SegmentNo};
 use crate::index::Index;
 use crate::limits::{NODE_FANOUT, SEGMENT_BYTES};
 use crate::manifest::TreeReader;
+use crate::pack::{ChunkReader, Location};
 use crate::run::Progress;
 
 /// Subtrees remembered, sound or hurt; beyond that they are walked again. 32 MB.
@@ -32,12 +34,33 @@ const LISTED_RANGES: usize = 200_000;
 /// What is hurt of a subtree: ranges from its first byte on; `None` if too many to be remembered.
 type Found = Option<Vec<Range<u64>>>;
 
-/// Problems of a point that wait to be noted until it is known that the point is still there.
+/// Problems of a point that wait to be noted.
 const WAITING_MAX: usize = 10_000;
+/// How often a point is walked anew since collectors have decided meanwhile.
+const WALKS_MAX: usize = 6;
 
+/// A problem of the point under way. It is noted when it is known that the point is still there, and that no
+/// collector has moved meanwhile what was not found.
 enum Waiting {
+    /// An object could not be read.
     Error(Error),
+    /// A content is in no pack, whatever collectors do.
     Lost([u8; 32]),
+}
+
+/// Why the walk of a point ended before.
+enum End {
+    /// The point is no more.
+    Forgotten,
+    /// Collectors have moved what it needs.
+    Overtaken,
+    Error(Error),
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
 }
 
 struct Walk<'a> {
@@ -46,8 +69,15 @@ struct Walk<'a> {
     /// Packs that were decided on when the index was read.
     deleted: HashSet<ObjectId>,
     state: &'a PackState,
+    /// The names in `gc/` when it was last looked at, and the packs that were decided on by then.
+    records: Vec<String>,
+    decided: HashSet<ObjectId>,
     /// Of the point under way.
     waiting: Vec<Waiting>,
+    /// Of the point under way: packs that do not hold what they should, and `None` if a manifest could not be read.
+    suspects: Option<HashSet<ObjectId>>,
+    /// How often the point under way was walked.
+    walks: usize,
     point: Option<PointId>,
     known: HashMap<NodeId, Box<[Range<u64>]>>,
     ranges_left: usize,
@@ -71,7 +101,11 @@ pub fn check(
         index,
         deleted,
         state,
+        records: Vec::new(),
+        decided: HashSet::new(),
         waiting: Vec::new(),
+        suspects: None,
+        walks: 0,
         point: None,
         known: HashMap::new(),
         ranges_left: REMEMBERED_RANGES,
@@ -98,59 +132,99 @@ impl Walk<'_> {
     /// since the index was read is looked for again.
     fn point(&mut self, point: &RecoveryPoint, listed_max: usize) -> Result<Option<(Vec<Hurt>, u64)>> {
         self.point = PointId::from_hex(&point.id);
+        self.walks = 0;
         loop {
+            (self.walks, self.chunks, self.suspects) = (self.walks + 1, 0, Some(HashSet::new()));
             self.waiting.clear();
-            let (mut hurt, mut nodes): (Vec<Hurt>, u64) = (Vec::new(), 0);
-            for volume in &point.volumes {
-                let mut tree =
-                    self.look.repo.tree_by_rows(self.index.clone(), volume.size_bytes, volume.root)?;
-                let mut tally = Tally::default();
-                match self.subtree(&mut tree, volume, volume.root.level, 0, &mut tally) {
-                    Err(Error::NoSuchPoint { .. }) => return Ok(None),
-                    walked => drop(walked?),
+            match self.walk(point, listed_max) {
+                Ok(walked) => return Ok(Some(walked)),
+                Err(End::Forgotten) => {
+                    // What is remembered as hurt was not noted.
+                    self.forget_all();
+                    self.chunks = 0;
+                    return Ok(None);
                 }
-                nodes += tree.nodes_read();
-                let listed = hurt.iter().map(|hurt: &Hurt| hurt.ranges.len()).sum();
-                let listed_max = listed_max.saturating_sub(listed);
-                hurt.extend(tally.end(&point.id, &point.name, &volume.name, listed_max));
+                Err(End::Overtaken) => self.begin_anew()?,
+                Err(End::Error(Error::Cancelled)) => {
+                    // The walk has no end, but what it found so far is told.
+                    if !self.waiting.is_empty() && !self.is_overtaken()? {
+                        self.note_waiting()?;
+                    }
+                    return Err(Error::Cancelled);
+                }
+                Err(End::Error(error)) => return Err(error),
             }
-            if hurt.is_empty() && self.waiting.is_empty() {
-                return Ok(Some((hurt, nodes)));
-            }
-            if self.is_overtaken()? {
-                continue;
-            }
-            return match self.note_waiting() {
-                Err(Error::NoSuchPoint { .. }) => Ok(None),
-                noted => noted.map(|()| Some((hurt, nodes))),
-            };
         }
     }
 
-    /// True if collectors have decided since the index was read: then it is read again.
+    fn walk(&mut self, point: &RecoveryPoint, listed_max: usize) -> Result<(Vec<Hurt>, u64), End> {
+        let (mut hurt, mut nodes): (Vec<Hurt>, u64) = (Vec::new(), 0);
+        for volume in &point.volumes {
+            let mut tree = self.look.repo.tree_by_rows(self.index.clone(), volume.size_bytes, volume.root)?;
+            let mut tally = Tally::default();
+            self.subtree(&mut tree, volume, volume.root.level, 0, &mut tally)?;
+            nodes += tree.nodes_read();
+            let listed = hurt.iter().map(|hurt: &Hurt| hurt.ranges.len()).sum();
+            let listed_max = listed_max.saturating_sub(listed);
+            hurt.extend(tally.end(&point.id, &point.name, &volume.name, listed_max));
+        }
+        if !hurt.is_empty() || !self.waiting.is_empty() {
+            self.settle()?;
+        }
+        Ok((hurt, nodes))
+    }
+
+    /// Notes what waits, unless it may be wrong.
+    fn settle(&mut self) -> Result<(), End> {
+        if self.is_overtaken()? {
+            return Err(End::Overtaken);
+        }
+        if self.note_waiting()? { Ok(()) } else { Err(End::Forgotten) }
+    }
+
+    /// True if collectors have decided, since the index was read, on what the point under way seems to lack. Not for
+    /// ever: where they decide faster than a point can be walked, what was found at last is believed.
     fn is_overtaken(&mut self) -> Result<bool> {
         let repo = self.look.repo;
-        let deleted = GcState::load_readable(repo.store().as_ref(), repo.keys())?.0.deleted();
-        if deleted.is_subset(&self.deleted) {
+        if self.walks >= WALKS_MAX {
             return Ok(false);
         }
+        let mut records = Vec::new();
+        repo.store().list(ObjectKind::Collection.prefix(), &mut |key, _| records.push(key.to_owned()))?;
+        if records != self.records {
+            self.decided = GcState::load_readable(repo.store().as_ref(), repo.keys())?.0.deleted();
+            self.records = records;
+        }
+        let mut newly = self.decided.difference(&self.deleted);
+        Ok(match &self.suspects {
+            Some(suspects) => newly.any(|pack| suspects.contains(pack)),
+            None => newly.next().is_some(),
+        })
+    }
+
+    /// Reads the index again.
+    fn begin_anew(&mut self) -> Result<()> {
+        self.forget_all();
         let (index, gc_state) = index_of_now(self.look)?;
         (self.index, self.deleted) = (index, gc_state.deleted());
+        Ok(())
+    }
+
+    fn forget_all(&mut self) {
         self.known.clear();
         self.ranges_left = REMEMBERED_RANGES;
-        Ok(true)
     }
 
-    fn note(&mut self, problem: Waiting) -> Result<()> {
+    fn note(&mut self, problem: Waiting) -> Result<(), End> {
         self.waiting.push(problem);
-        if self.waiting.len() < WAITING_MAX { Ok(()) } else { self.note_waiting() }
+        if self.waiting.len() < WAITING_MAX { Ok(()) } else { self.settle() }
     }
 
-    /// Notes what waits. `NoSuchPoint` if the point was forgotten: what it needed may be gone.
-    fn note_waiting(&mut self) -> Result<()> {
-        let listed = self.look.repo.point_ids()?;
-        if let Some(point) = self.point.filter(|point| !listed.contains(point)) {
-            return Err(Error::NoSuchPoint { what: format!("{point} was forgotten meanwhile") });
+    /// Notes what waits. False if the point was forgotten: what it needed may be gone.
+    fn note_waiting(&mut self) -> Result<bool> {
+        let listed = |point: PointId| Ok::<_, Error>(self.look.repo.point_ids()?.contains(&point));
+        if !self.point.map_or(Ok(true), listed)? {
+            return Ok(false);
         }
         for problem in std::mem::take(&mut self.waiting) {
             match problem {
@@ -158,7 +232,7 @@ impl Walk<'_> {
                 Waiting::Lost(id) => self.look.problems.note_lost(&id)?,
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Walks one node; what cannot be restored of it is added to `tally`, and returned as ranges from its first byte
@@ -170,7 +244,7 @@ impl Walk<'_> {
         level: u8,
         index: u64,
         tally: &mut Tally,
-    ) -> Result<Found> {
+    ) -> Result<Found, End> {
         self.look.go_on()?;
         let span = span_of(volume, level, index);
         let node = match tree.node(level, index)? {
@@ -192,12 +266,13 @@ impl Walk<'_> {
         };
         let found = match found {
             Ok(found) => found,
-            Err(error) if !is_problem(&error) => return Err(error),
-            Err(error) => {
+            Err(End::Error(error)) if is_problem(&error) => {
+                self.suspects = None;
                 self.note(Waiting::Error(error))?;
                 tally.add(span.clone());
                 Some(std::iter::once(0..span.end - span.start).collect())
             }
+            Err(end) => return Err(end),
         };
         if level == 0 {
             self.progress(span.end - span.start);
@@ -220,7 +295,7 @@ impl Walk<'_> {
         index: u64,
         start: u64,
         tally: &mut Tally,
-    ) -> Result<Found> {
+    ) -> Result<Found, End> {
         let count = tree.children(level, index)?.len() as u64;
         let mut all: Found = Some(Vec::new());
         for child in 0..count {
@@ -247,7 +322,7 @@ impl Walk<'_> {
         segment: SegmentNo,
         start: u64,
         tally: &mut Tally,
-    ) -> Result<Found> {
+    ) -> Result<Found, End> {
         let leaf = tree.leaf(segment)?;
         let mut hurt = Vec::new();
         for (offset, piece) in leaf.with_offsets() {
@@ -265,10 +340,15 @@ impl Walk<'_> {
                 Some(at) if self.state.is_sound(&at) => continue,
                 // The pack's problem is noted, unless it was put aside: then this is what is left of it.
                 Some(at) if self.state.is_aside(&at) => {
+                    if self.is_left(&at, id)? {
+                        continue;
+                    }
                     let what = format_args!("chunk {chunk} was in it, and is nowhere else. It was put aside");
                     self.note(Waiting::Error(Error::damaged(at.pack_key(), what)))?;
                 }
-                Some(_) => {}
+                Some(at) => {
+                    self.suspects.iter_mut().for_each(|suspects| _ = suspects.insert(at.pack.id));
+                }
                 None => self.note(Waiting::Lost(*id))?,
             }
             push(&mut hurt, u64::from(offset)..u64::from(offset + piece.len));
@@ -277,6 +357,17 @@ impl Walk<'_> {
             tally.add(start + range.start..start + range.end);
         }
         Ok((hurt.len() <= REMEMBERED_OF_NODE).then_some(hurt))
+    }
+
+    /// True if a content can be read from a pack that was put aside, although nobody relies on that any more.
+    fn is_left(&mut self, at: &Location, id: &[u8; 32]) -> Result<bool> {
+        let repo = self.look.repo;
+        let mut reader = ChunkReader::new(repo.store().clone(), repo.keys().clone(), repo.chunk_params()?)?;
+        match reader.fetch(at, id, &mut Vec::new()) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_damage() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn progress(&self, bytes: u64) {

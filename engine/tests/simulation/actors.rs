@@ -11,17 +11,18 @@ use penstock_engine::crypto::wrap::AccessKey;
 use penstock_engine::gc::{self, GcOptions};
 use penstock_engine::id::PointId;
 use penstock_engine::io::IoEngineChoice;
+use penstock_engine::repair::{self, RepairOptions};
 use penstock_engine::repo::{Listed, Repository, cached_prefixes};
 use penstock_engine::restore::{self, RestoreOptions, RestoreTarget};
 use penstock_engine::source::{Source, StreamSource};
 use penstock_engine::store::{CacheOptions, Cached, Habits, Store};
 use penstock_engine::verify::{self, VerifyOptions};
-use penstock_engine::{Error, Result, Run, forget};
+use penstock_engine::{Error, Result, Run, forget, lock};
 
 use super::clock::environment;
 use super::disk::{Disk, DiskSource};
-use super::stage::Stage;
-use super::store::SimStore;
+use super::stage::{OBSERVER, Stage};
+use super::store::{SimStore, timestamp};
 
 /// What a process does.
 #[derive(Clone)]
@@ -46,6 +47,11 @@ pub enum Task {
     Copy {
         to: usize,
     },
+    Repair {
+        read_data: bool,
+    },
+    /// The locks of what points need are extended.
+    Lock,
 }
 
 impl Task {
@@ -57,6 +63,8 @@ impl Task {
             Task::Restore(_) => "restore",
             Task::Verify { .. } => "verify",
             Task::Copy { .. } => "copy",
+            Task::Repair { .. } => "repair",
+            Task::Lock => "lock",
         }
     }
 }
@@ -68,6 +76,10 @@ pub enum Done {
     /// A point that could not be restored.
     NotRestored(String, Error),
     Verified(Vec<String>),
+    /// What was damaged, as a repair saw it.
+    Repaired(Vec<String>),
+    /// Everything that these points need is locked until then.
+    Locked(Vec<String>, u64),
     Other,
 }
 
@@ -78,6 +90,7 @@ pub struct Reach {
     pub process: usize,
     pub object_store: bool,
     pub tells_time: bool,
+    pub locks: bool,
     /// Where objects are cached, if they are.
     pub cache: Option<PathBuf>,
     pub state_dir: PathBuf,
@@ -114,6 +127,7 @@ impl Reach {
             habits,
             holds_open: !self.object_store,
             tells_time: self.tells_time,
+            locks: self.locks,
         };
         match &self.cache {
             None => Arc::new(store),
@@ -203,9 +217,37 @@ fn live(reach: &Reach, repo: usize, tasks: &[Task], done: &mut Vec<Done>) -> Res
                 copy::run(&open, &other, &points, 1, &Arc::new(Run::new()))?;
                 done.push(Done::Other);
             }
+            Task::Repair { read_data } => done.push(Done::Repaired(repaired(&open, *read_data)?)),
+            Task::Lock => {
+                let points = open.point_ids()?.iter().map(ToString::to_string).collect();
+                let now = timestamp(open.environment().clock.unix_ms());
+                let report = lock::extend(&open, now, &Run::new())?;
+                if report.problems.is_empty() {
+                    done.push(Done::Locked(points, report.locked_until.as_millisecond() as u64));
+                }
+            }
         }
     }
     Ok(())
+}
+
+/// Mends a repository. Lines for what was damaged; rows that killed writers left out are not.
+pub fn repaired(repo: &Repository, read_data: bool) -> Result<Vec<String>> {
+    let options = RepairOptions { read_data, dry_run: false, workers: 1 };
+    let report = repair::run(repo, &options, &Arc::new(Run::new()))?;
+    let kinds = [
+        &report.bad_segments,
+        &report.hurt,
+        &report.useless,
+        &report.points,
+        &report.leases,
+        &report.records,
+    ];
+    let mut lines: Vec<String> = kinds.iter().flat_map(|kind| kind.lines.iter().cloned()).collect();
+    if report.lost > 0 {
+        lines.push(format!("{} contents are lost", report.lost));
+    }
+    Ok(lines)
 }
 
 fn back_up(reach: &Reach, repo: &Repository, task: &Task) -> Result<String> {
@@ -234,6 +276,20 @@ fn back_up(reach: &Reach, repo: &Repository, task: &Task) -> Result<String> {
         ..BackupOptions::default()
     };
     Ok(backup::run(repo, volumes, &options, &Arc::new(Run::new()))?.point.id)
+}
+
+/// The observer backs up a disk.
+pub fn back_up_again(stage: &Arc<Stage>, repo: &Repository, name: String, disk: Arc<Disk>) -> Result<String> {
+    let reach = Reach {
+        stage: stage.clone(),
+        process: OBSERVER,
+        object_store: false,
+        tells_time: false,
+        locks: false,
+        cache: None,
+        state_dir: std::env::temp_dir(),
+    };
+    back_up(&reach, repo, &Task::Backup { name, disk, tracked: false, stream: true, workers: 1 })
 }
 
 #[derive(Clone, Default)]

@@ -32,6 +32,7 @@ fn shown(answer: &Answer) -> String {
         Answer::Listed(keys, more) => format!("{} keys{}", keys.len(), if *more { ", more" } else { "" }),
         Answer::Deleted => "deleted".into(),
         Answer::Time(time_ms) => format!("{time_ms:?}"),
+        Answer::Locked(done) => format!("{} longer, {} long enough", done.extended.len(), done.long_enough),
         Answer::Failed(why) => (*why).into(),
     }
 }
@@ -115,7 +116,7 @@ impl World<'_> {
         }
         let mut state = self.stage.state();
         let is_of = |key: &&String| folders.iter().any(|folder| key.split('/').next() == Some(folder));
-        let keys: Vec<String> = state.repos[0].0.keys().filter(is_of).cloned().collect();
+        let keys: Vec<String> = state.repos[0].all.keys().filter(is_of).cloned().collect();
         if keys.is_empty() {
             return;
         }
@@ -172,7 +173,7 @@ impl World<'_> {
                 drop(state);
                 self.answer(parked, Answer::Failed("no answer"), " (it comes later)");
             }
-            Some(3) if matches!(op, Op::Get(..)) && state.repos[request.repo].0.contains_key(op.key()) => {
+            Some(3) if matches!(op, Op::Get(..)) && state.repos[request.repo].all.contains_key(op.key()) => {
                 state.processes[process].disturbed = true;
                 let more = self.rng.below(5);
                 self.absent.insert(kept_from, more);
@@ -240,6 +241,7 @@ impl World<'_> {
             return Ok(());
         }
         self.hide_something();
+        self.harm_something();
         let process = self.actors[self.rng.below(self.actors.len() as u64) as usize].process;
         let setting = &self.setting;
         let rates =

@@ -14,7 +14,11 @@
 //! 6. **The lease of a living writer is left alone** until it was not renewed for a day, by the clock of
 //!    who removes it.
 //! 7. **Nothing is swept before the grace is over,** by the clock of who decides.
-//! 8. **In the end all garbage goes,** and nothing else: what is left is restored and verified once more.
+//! 8. **Damage is no excuse.** A point may lack what was in a pack that was hurt, and what no row of the index
+//!    names as long as nobody has mended that, if it is in a sound pack. After a repair, what the machines still
+//!    have is stored again. Without damage a repair finds none.
+//! 9. **What is said to be locked is.** All that points need is, when locks were extended.
+//! 10. **In the end all garbage goes,** and nothing else: what is left is restored and verified once more.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -28,9 +32,10 @@ use penstock_engine::repo::Repository;
 use penstock_engine::verify::{self, VerifyOptions};
 use penstock_engine::{Error, Run, simulation};
 
-use super::actors::{Done, Ended, restored};
+use super::actors::{Done, Ended, back_up_again, repaired, restored};
 use super::disk::Disk;
 use super::faults::short;
+use super::harm::Harm;
 use super::setting::Setting;
 use super::stage::{Change, OBSERVER, Stage};
 
@@ -48,6 +53,8 @@ struct Point {
     excused: bool,
     /// Why it cannot be restored.
     hollow: Option<String>,
+    /// It is for damage of the store.
+    harmed: bool,
 }
 
 /// A lease: whose, and what the writer's clock said when it was written.
@@ -71,6 +78,14 @@ struct Known {
     /// What contents are, by id.
     raw: HashMap<Id, blake3::Hash>,
     look: bool,
+    harm: Harm,
+}
+
+/// Why a point cannot be restored.
+struct Hollow {
+    why: String,
+    /// Damage explains it.
+    harmed: bool,
 }
 
 pub struct Laws {
@@ -177,11 +192,12 @@ impl Laws {
         if let Some(disk) = disk {
             self.stage.state().contents.entry(id.to_owned()).or_insert(disk);
         }
-        let mut point = Point { process, needs: Vec::new(), excused, hollow: None };
+        let mut point = Point { process, needs: Vec::new(), excused, hollow: None, harmed: false };
         if let Err(why) = self.right(repo, id) {
             point.hollow = Some(why);
+            point.harmed = self.known[repo].harm.is_any();
         } else {
-            point.needs = self.needs(repo, id).map_err(|error| format!("point {id}: {error}"))?;
+            point.needs = self.needs_or_harm(repo, id)?;
         }
         self.judge(repo, id, &point)?;
         let known = &mut self.known[repo];
@@ -234,10 +250,19 @@ impl Laws {
         Ok(ids)
     }
 
+    /// What a point needs that can be restored. Empty if some of it was hurt and is found elsewhere: then it is
+    /// looked at anew with each change.
+    fn needs_or_harm(&mut self, repo: usize, id: &str) -> Result<Vec<Id>, String> {
+        match self.needs(repo, id) {
+            Err(error) if error.is_damage() && self.known[repo].harm.is_any() => Ok(Vec::new()),
+            needs => needs.map_err(|error| format!("point {id}: {error}")),
+        }
+    }
+
     /// Checks that a frame is there and holds what it held when it was seen first.
     fn frame(&mut self, repo: usize, id: &Id, at: &Location) -> Result<(), String> {
         let key = at.pack_key();
-        let pack = self.stage.state().repos[repo].0.get(&key).cloned();
+        let pack = self.stage.state().repos[repo].all.get(&key).cloned();
         let Some(pack) = pack else { return Err(format!("{} is gone", short(&key))) };
         let known = &mut self.known[repo];
         if known.sound.contains(&(at.pack.id, at.offset)) {
@@ -257,17 +282,32 @@ impl Laws {
 
     /// Asks of every point that is listed if it is whole.
     fn all_points(&mut self, repo: usize) -> Result<(), String> {
-        let index =
-            self.repos[repo].index_now().map_err(|error| format!("the index cannot be read: {error}"))?;
+        let index = match self.repos[repo].index_now() {
+            Err(error) if error.is_damage() && self.known[repo].harm.index => return Ok(()),
+            index => index.map_err(|error| format!("the index cannot be read: {error}"))?,
+        };
         let ids: Vec<String> = self.known[repo].points.keys().cloned().collect();
         for id in ids {
             let Some(mut point) = self.known[repo].points.remove(&id) else { continue };
-            if point.needs.is_empty() && self.right(repo, &id).is_ok() {
+            let whole = match point.needs.is_empty() {
+                true => self.right(repo, &id),
+                false => Ok(()),
+            };
+            if point.needs.is_empty() && whole.is_ok() {
                 // What it lacked when it came, somebody else has stored since.
-                point.needs = self.needs(repo, &id).map_err(|error| format!("point {id}: {error}"))?;
+                point.needs = self.needs_or_harm(repo, &id)?;
             }
-            let whole = self.whole(repo, &index, &point);
-            let before = std::mem::replace(&mut point.hollow, whole.err());
+            let harmed = self.known[repo].harm.is_any();
+            let whole = match whole {
+                Ok(()) => self.whole(repo, &index, &point),
+                Err(why) => Err(Hollow { why, harmed }), // it never was, nor is it now
+            };
+            let (why, harmed) = match whole {
+                Ok(()) => (None, false),
+                Err(Hollow { why, harmed }) => (Some(why), harmed),
+            };
+            point.harmed = harmed;
+            let before = std::mem::replace(&mut point.hollow, why);
             let judged = if before == point.hollow { Ok(()) } else { self.judge(repo, &id, &point) };
             self.known[repo].points.insert(id, point);
             judged?;
@@ -275,22 +315,31 @@ impl Laws {
         Ok(())
     }
 
-    fn whole(&mut self, repo: usize, index: &Index, point: &Point) -> Result<(), String> {
-        if let Some(why) = point.hollow.as_ref().filter(|_| point.needs.is_empty()) {
-            return Err(why.clone()); // it never was, nor is it now
-        }
+    fn whole(&mut self, repo: usize, index: &Index, point: &Point) -> Result<(), Hollow> {
+        let mut hollow = Ok(());
         for id in &point.needs {
-            let found = index.find_row(id).map_err(|error| error.to_string())?;
-            let at =
-                found.ok_or_else(|| format!("content {}… is in no index segment", &hex::encode(id)[..8]))?;
-            self.frame(repo, id, &at)?;
+            let found = match index.find_row(id) {
+                Ok(Some(at)) => self.frame(repo, id, &at),
+                Ok(None) => Err(format!("content {}… is in no index segment", &hex::encode(id)[..8])),
+                Err(error) => Err(error.to_string()),
+            };
+            let Err(why) = found else { continue };
+            let harm = &self.known[repo].harm;
+            if !harm.explains(id, &self.repos[repo]) {
+                let why = match harm.is_any() {
+                    true => format!("{why}; it is in {:?}", harm.sound_packs_with(id, &self.repos[repo])),
+                    false => why,
+                };
+                return Err(Hollow { why, harmed: false });
+            }
+            hollow = Err(Hollow { why, harmed: true });
         }
-        Ok(())
+        hollow
     }
 
     /// A point that cannot be restored needs an excuse.
     fn judge(&self, repo: usize, id: &str, point: &Point) -> Result<(), String> {
-        let Some(why) = &point.hollow else { return Ok(()) };
+        let Some(why) = point.hollow.as_ref().filter(|_| !point.harmed) else { return Ok(()) };
         let name = &id[id.len() - 8..];
         let state = self.stage.state();
         let process = &state.processes[point.process];
@@ -382,7 +431,7 @@ impl Laws {
             |id: &String| self.known.iter().any(|k| k.points.contains_key(id) || k.forgotten.contains(id));
         let quick = ended_ms - started_ms + self.disagreement_ms < self.grace_ms;
         let known = &self.known[repo];
-        let hollow = known.points.values().any(|point| point.hollow.is_some());
+        let hollow = known.points.values().any(|point| point.hollow.is_some()) || known.harm.is_any();
         for done in &ended.done {
             match done {
                 Done::Published(id) if !is_known(id) => {
@@ -394,7 +443,7 @@ impl Laws {
                 },
                 Done::NotRestored(id, error) => {
                     let listed = known.points.get(id).is_some_and(|point| point.hollow.is_none());
-                    if listed && quick && !killed && !disturbed {
+                    if listed && quick && !killed && !disturbed && !known.harm.is_any() {
                         return Err(format!("{what} could not restore {id}, which is whole: {error}"));
                     }
                 }
@@ -403,10 +452,67 @@ impl Laws {
                 {
                     return Err(format!("{what} found problems where there are none: {problems:?}"));
                 }
+                Done::Repaired(damage) if !damage.is_empty() && quick && !killed && !disturbed && !hollow => {
+                    return Err(format!("{what} mended what was not damaged: {damage:?}"));
+                }
+                Done::Locked(points, until_ms) => self.locked(repo, points, *until_ms)?,
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    /// What these points need must be locked until then.
+    fn locked(&self, repo: usize, points: &[String], until_ms: u64) -> Result<(), String> {
+        let index = self.repos[repo].index_now().map_err(|error| error.to_string())?;
+        let listed = |id: &&String| self.known[repo].points.get(*id).is_some_and(|p| p.hollow.is_none());
+        for id in points.iter().filter(listed) {
+            for content in &self.known[repo].points[id].needs {
+                let at = index.locate_newest(content, "the observer").map_err(|error| error.to_string())?;
+                let key = at.pack_key();
+                let locked_ms = self.stage.state().repos[repo].locked_ms.get(&key).copied();
+                if locked_ms.is_none_or(|locked_ms| locked_ms < until_ms) {
+                    return Err(format!("{}, which {id} needs, is not locked for long enough", short(&key)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An object is about to be damaged.
+    pub fn harm(&mut self, repo: usize, key: &str) {
+        let running = std::mem::replace(&mut self.stage.state().running, OBSERVER);
+        let known = &mut self.known[repo];
+        known.harm.note(&self.repos[repo], key);
+        let hurt = ObjectId::from_hex(key.rsplit('/').next().unwrap_or(key));
+        known.sound.retain(|(pack, _)| Some(*pack) != hurt);
+        known.look = true;
+        self.stage.state().running = running;
+    }
+
+    /// What is damaged is mended, and what the machines still have is stored again.
+    fn mend(&mut self, repo: usize) -> Result<(), String> {
+        if !self.known[repo].harm.is_any() {
+            return Ok(());
+        }
+        let mended = repaired(&self.repos[repo], true).map_err(|error| format!("repair: {error}"))?;
+        self.stage.state().note(format!("the observer mends {mended:?}"));
+        self.known[repo].harm.index = false;
+        self.all_points(repo)?;
+        let hollow: Vec<String> = {
+            let points = self.known[repo].points.iter();
+            points.filter(|(_, point)| point.hollow.is_some()).map(|(id, _)| id.clone()).collect()
+        };
+        for id in hollow {
+            let Some(disk) = self.backed_up(&id) else { continue };
+            let point = self.repos[repo].resolve(&id).map_err(|error| format!("point {id}: {error}"))?;
+            let again = back_up_again(&self.stage, &self.repos[repo], point.name, disk.clone());
+            let again = again.map_err(|error| format!("after a repair a backup fails: {error}"))?;
+            self.stage.state().contents.insert(again.clone(), disk);
+            self.right(repo, &again)
+                .map_err(|why| format!("stored again after a repair, {again} cannot be restored: {why}"))?;
+        }
+        self.look()
     }
 
     /// All processes have ended: garbage goes, and what is left is right.
@@ -414,6 +520,7 @@ impl Laws {
         self.look()?;
         for repo in 0..self.repos.len() {
             self.stage.state().running = OBSERVER;
+            self.mend(repo)?;
             let ids: Vec<String> = self.known[repo].points.keys().cloned().collect();
             let report = self.verify(repo).map_err(|error| format!("verify: {error}"))?;
             for id in &ids {
@@ -423,7 +530,7 @@ impl Laws {
                     return Err(format!("verify and the observer disagree on {id}: {:?}", report.problems));
                 }
                 if hollow {
-                    self.stage.state().repos[repo].0.remove(&format!("points/{id}"));
+                    self.stage.state().repos[repo].all.remove(&format!("points/{id}"));
                     self.known[repo].points.remove(id);
                 } else {
                     self.right(repo, id)

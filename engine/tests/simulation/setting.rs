@@ -16,8 +16,9 @@ pub struct Setting {
     /// Processes at a time, and in all.
     pub crowd: usize,
     pub processes: usize,
-    /// How often a process is a backup, a collection, a forget, a restore, a verification, a copy.
-    pub weights: [u64; 6],
+    /// How often a process is a backup, a collection, a forget, a restore, a verification, a copy,
+    /// a repair, an extension of locks.
+    pub weights: [u64; 8],
     /// What its people do; at random if nothing.
     pub story: Option<Story>,
     /// Of 1000 times that points are forgotten, so many are of all that have some file.
@@ -63,6 +64,11 @@ pub struct Setting {
     pub slow_at: (&'static str, u64),
     /// Of 1000 recovery points, so many are published a day or two after their process had asked for it.
     pub late_points: u64,
+    /// Of 1000 steps, so many damage something, so often at most.
+    pub harm: u64,
+    pub harms: u64,
+    /// The store locks what is written.
+    pub locks: bool,
     /// Of 1000 steps, so many begin a time in which nobody is given an object below one of these, though it is listed.
     pub unseen: (&'static [&'static str], u64),
 }
@@ -79,6 +85,8 @@ impl Setting {
             3 => setting.of_late_points(rng),
             4 => setting.of_replicas(rng),
             5 => setting.of_stories(rng),
+            6 => setting.of_repairs(rng),
+            7 => setting.of_damage(rng),
             _ => {}
         }
         setting
@@ -86,7 +94,7 @@ impl Setting {
 
     /// Several collectors at once, who are held between what they read and what they decide.
     fn of_collectors(&mut self, rng: &mut Rng) {
-        self.weights = [6, 10, 5, 0, 0, 0];
+        self.weights = [6, 10, 5, 0, 0, 0, 0, 0];
         (self.crowd, self.processes) = (rng.between(4..=6) as usize, 40);
         // With a grace, several rounds wait at a time.
         self.grace = Duration::from_secs(*rng.pick(&[0, 0, 20, 60]));
@@ -98,7 +106,7 @@ impl Setting {
 
     /// Several machines that have the same, and store it at the same time.
     fn of_duplicates(&mut self, rng: &mut Rng) {
-        self.weights = [8, 3, 4, 0, 0, 0];
+        self.weights = [8, 3, 4, 0, 0, 0, 0, 0];
         self.forget_file = 600;
         (self.crowd, self.processes) = (rng.between(3..=5) as usize, 40);
         // Most have no parent: what they have is looked up.
@@ -118,7 +126,7 @@ impl Setting {
 
     /// Writers that are stopped for days just before they publish, while others collect.
     fn of_late_points(&mut self, rng: &mut Rng) {
-        self.weights = [8, 8, 3, 0, 0, 0];
+        self.weights = [8, 8, 3, 0, 0, 0, 0, 0];
         (self.crowd, self.processes) = (rng.between(3..=4) as usize, 30);
         (self.grace, self.late_points) = (Duration::ZERO, 250);
         (self.skew_ms, self.stop, self.jump) = (0, 0, 0);
@@ -135,9 +143,22 @@ impl Setting {
         self.slow_at = *rng.pick(&[("", 0), ("leases/", 200), ("leases/", 400), ("points/", 200)]);
     }
 
+    /// Repairs, and extensions of locks, beside everything else; nothing is damaged.
+    fn of_repairs(&mut self, rng: &mut Rng) {
+        (self.weights[6], self.weights[7]) = (rng.between(2..=6), rng.between(0..=3));
+        self.locks = true;
+    }
+
+    /// Packs and index segments are lost or flipped, and mended now and then.
+    fn of_damage(&mut self, rng: &mut Rng) {
+        self.weights = [8, rng.between(1..=4), 3, 1, 1, 0, rng.between(1..=4), 0];
+        (self.repos, self.cached) = (1, false);
+        (self.harm, self.harms) = (*rng.pick(&[3, 10, 30]), rng.between(1..=4));
+    }
+
     /// A store that fails over to a replica that lags.
     fn of_replicas(&mut self, rng: &mut Rng) {
-        self.weights = [6, 8, 3, 1, 0, 0];
+        self.weights = [6, 8, 3, 1, 0, 0, 0, 0];
         (self.crowd, self.processes) = (rng.between(1..=3) as usize, 40);
         (self.grace, self.skew_ms) = (Duration::ZERO, 0);
         self.unseen = (*rng.pick(&[&["points"][..], &["gc"], &["points", "gc"]]), 10);
@@ -160,7 +181,16 @@ impl Setting {
             repos: if copies { 2 } else { 1 },
             crowd: if crowded { rng.between(4..=6) as usize } else { rng.between(1..=3) as usize },
             processes: *rng.pick(&[12, 20, 40]),
-            weights: [weights[0], weights[1], weights[2], weights[3], weights[4], if copies { 4 } else { 0 }],
+            weights: [
+                weights[0],
+                weights[1],
+                weights[2],
+                weights[3],
+                weights[4],
+                if copies { 4 } else { 0 },
+                0,
+                0,
+            ],
             story: None,
             forget_file: 0,
             twice: *rng.pick(&[0, 0, 150]),
@@ -202,6 +232,9 @@ impl Setting {
                 ("data/", 50),
             ]),
             late_points: 0,
+            harm: 0,
+            harms: 0,
+            locks: false,
             unseen: (&[], 0),
         }
     }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use jiff::Timestamp;
+use penstock_engine::store::custody::{Custody, Extended, Facts, LockMode, ObjectLock, Thaw, Thawing};
 use penstock_engine::store::{Body, Habits, PutOutcome, ReadAt, Span, Store};
 use penstock_engine::{Error, Result};
 
@@ -22,6 +24,8 @@ pub enum Op {
     Delete(String),
     /// When an object was stored.
     Time(String),
+    /// Locks that end before the first time are to last until the second.
+    Lock(Vec<(String, Option<u64>)>, u64, u64),
 }
 
 /// What it is told.
@@ -33,6 +37,7 @@ pub enum Answer {
     Listed(Vec<(String, u64)>, bool),
     Deleted,
     Time(Option<u64>),
+    Locked(Extended),
     Failed(&'static str),
 }
 
@@ -40,6 +45,7 @@ impl Op {
     pub fn key(&self) -> &str {
         match self {
             Op::Put(key, _) | Op::Get(key, _) | Op::List(key, _) | Op::Delete(key) | Op::Time(key) => key,
+            Op::Lock(objects, ..) => objects.first().map_or("", |(key, _)| key),
         }
     }
 
@@ -50,11 +56,12 @@ impl Op {
             Op::List(..) => "list",
             Op::Delete(_) => "delete",
             Op::Time(_) => "time of",
+            Op::Lock(..) => "lock",
         }
     }
 
     pub fn changes(&self) -> bool {
-        matches!(self, Op::Put(..) | Op::Delete(_))
+        matches!(self, Op::Put(..) | Op::Delete(_) | Op::Lock(..))
     }
 
     /// In the same order in every replay, whichever thread came first.
@@ -70,19 +77,29 @@ impl Op {
 
 /// The objects of one repository.
 #[derive(Default)]
-pub struct Objects(pub BTreeMap<String, Contents>, BTreeMap<String, u64>);
+pub struct Objects {
+    pub all: BTreeMap<String, Contents>,
+    stored_ms: BTreeMap<String, u64>,
+    /// Until when objects are locked.
+    pub locked_ms: BTreeMap<String, u64>,
+}
+
+/// Locks of everything that is written, in worlds that have them.
+pub const LOCK: ObjectLock =
+    ObjectLock { mode: LockMode::Compliance, period: std::time::Duration::from_secs(10 * 86_400) };
 
 impl Objects {
     /// Does it. `page` keys at most are listed at a time.
     pub fn apply(&mut self, op: &Op, page: usize, now_ms: u64) -> Answer {
         match op {
-            Op::Put(key, _) if self.0.contains_key(key) => Answer::Put(PutOutcome::Exists),
+            Op::Put(key, _) if self.all.contains_key(key) => Answer::Put(PutOutcome::Exists),
             Op::Put(key, bytes) => {
-                self.0.insert(key.clone(), bytes.clone());
-                self.1.insert(key.clone(), now_ms);
+                self.all.insert(key.clone(), bytes.clone());
+                self.stored_ms.insert(key.clone(), now_ms);
+                self.locked_ms.insert(key.clone(), until_ms(now_ms));
                 Answer::Put(PutOutcome::Created)
             }
-            Op::Get(key, span) => Answer::Got(self.0.get(key).map(|bytes| {
+            Op::Get(key, span) => Answer::Got(self.all.get(key).map(|bytes| {
                 let range = span.within(bytes.len() as u64);
                 let all = *span == Span::All;
                 let part =
@@ -94,7 +111,7 @@ impl Objects {
                 let mut keys: Vec<(String, u64)> = Vec::new();
                 let mut more = false;
                 let behind = |key: &String| after.as_ref().is_none_or(|after| key > after);
-                for (key, bytes) in self.0.range(from..).filter(|(key, _)| behind(key)) {
+                for (key, bytes) in self.all.range(from..).filter(|(key, _)| behind(key)) {
                     if !key.starts_with(prefix.as_str()) {
                         break;
                     }
@@ -107,13 +124,46 @@ impl Objects {
                 Answer::Listed(keys, more)
             }
             Op::Delete(key) => {
-                self.0.remove(key);
-                self.1.remove(key);
+                self.all.remove(key);
+                self.stored_ms.remove(key);
+                self.locked_ms.remove(key);
                 Answer::Deleted
             }
-            Op::Time(key) => Answer::Time(self.1.get(key).copied()),
+            Op::Time(key) => Answer::Time(self.stored_ms.get(key).copied()),
+            Op::Lock(objects, required_ms, until_ms) => {
+                Answer::Locked(self.lock(objects, *required_ms, *until_ms))
+            }
         }
     }
+}
+
+impl Objects {
+    fn lock(&mut self, objects: &[(String, Option<u64>)], required_ms: u64, until_ms: u64) -> Extended {
+        let mut done = Extended::default();
+        for (key, bytes) in objects {
+            match self.all.get(key) {
+                Some(there) if bytes.is_none_or(|bytes| there.len() as u64 == bytes) => {
+                    let locked_ms = self.locked_ms.entry(key.clone()).or_default();
+                    if *locked_ms < required_ms {
+                        *locked_ms = until_ms;
+                        done.extended.push(key.clone());
+                    } else {
+                        done.long_enough += 1;
+                    }
+                }
+                _ => done.wrong.push(format!("{key} is missing or has another length")),
+            }
+        }
+        done
+    }
+}
+
+fn until_ms(now_ms: u64) -> u64 {
+    LOCK.until(timestamp(now_ms)).as_millisecond() as u64
+}
+
+pub fn timestamp(unix_ms: u64) -> Timestamp {
+    Timestamp::from_millisecond(unix_ms as i64).unwrap()
 }
 
 /// One repository as one process reaches it.
@@ -127,6 +177,8 @@ pub struct SimStore {
     pub holds_open: bool,
     /// It has a clock of its own, which is right.
     pub tells_time: bool,
+    /// It locks what is written.
+    pub locks: bool,
 }
 
 impl SimStore {
@@ -204,8 +256,43 @@ impl Store for SimStore {
         self.habits
     }
 
+    fn custody(&self) -> Option<&dyn Custody> {
+        self.locks.then_some(self)
+    }
+
     fn distrust(&self, _key: &str) -> bool {
         !self.holds_open
+    }
+}
+
+impl Custody for SimStore {
+    fn lock(&self) -> Option<ObjectLock> {
+        Some(LOCK)
+    }
+
+    fn archives(&self) -> bool {
+        false
+    }
+
+    fn facts(&self, _keys: &[String]) -> Result<Vec<Option<Facts>>> {
+        unimplemented!("nothing here is archived")
+    }
+
+    fn thaw(&self, _objects: &[(String, Facts)], _how: Thaw) -> Result<Vec<Thawing>> {
+        unimplemented!("nothing here is archived")
+    }
+
+    fn extend(
+        &self,
+        objects: &[(String, Option<u64>)],
+        required: Timestamp,
+        until: Timestamp,
+    ) -> Result<Extended> {
+        let (required_ms, until_ms) = (required.as_millisecond() as u64, until.as_millisecond() as u64);
+        match self.ask(Op::Lock(objects.to_vec(), required_ms, until_ms))? {
+            Answer::Locked(done) => Ok(done),
+            _ => unreachable!("a lock is answered as one"),
+        }
     }
 }
 

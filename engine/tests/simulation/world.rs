@@ -134,6 +134,7 @@ fn init(stage: &Arc<Stage>, setting: &Setting) -> Vec<Repository> {
             process: OBSERVER,
             object_store: false,
             tells_time: setting.tells_time,
+            locks: setting.locks,
             cache: None,
             state_dir: std::env::temp_dir(),
         };
@@ -301,6 +302,7 @@ impl World<'_> {
             process,
             object_store: self.setting.object_store,
             tells_time: self.setting.tells_time,
+            locks: self.setting.locks,
             cache: self.setting.cached.then(|| of_host.join("cache")),
             state_dir: of_host.join("state"),
         };
@@ -320,7 +322,9 @@ impl World<'_> {
             2 => Task::Forget((0..self.rng.between(1..=3)).map(|_| self.rng.below(1 << 20)).collect()),
             3 => Task::Restore(self.rng.below(1 << 20)),
             4 => Task::Verify { read_data: self.rng.one_in(2) },
-            _ => Task::Copy { to: 1 - repo },
+            5 => Task::Copy { to: 1 - repo },
+            6 => Task::Repair { read_data: self.rng.one_in(2) },
+            _ => Task::Lock,
         }
     }
 

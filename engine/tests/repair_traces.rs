@@ -1,0 +1,117 @@
+//! What repairs leave behind for those who come later, and stores that contradict themselves.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/memory.rs"]
+mod memory;
+
+use std::io::{Cursor, Write};
+use std::sync::{Arc, Mutex};
+
+use penstock_engine::repair::{self, RepairOptions};
+use penstock_engine::repo::Repository;
+use penstock_engine::restore::{self, RestoreOptions, RestoreTarget};
+use penstock_engine::store::{Body, MemoryStore, Span, Store};
+use penstock_engine::verify::{self, VerifyOptions};
+use penstock_engine::{Result, Run};
+
+use memory::{back_up, collect, new_repository, noise, open, open_hooked};
+
+fn keys(objects: &MemoryStore, prefix: &str) -> Vec<String> {
+    let mut keys = Vec::new();
+    objects.list(prefix, &mut |key, _| keys.push(key.to_owned())).unwrap();
+    keys
+}
+
+fn flip(objects: &MemoryStore, key: &str, from_end: usize) {
+    let mut bytes = Vec::new();
+    objects.get(key, Span::All, &mut bytes).unwrap().unwrap();
+    let at = bytes.len() - from_end;
+    bytes[at] ^= 1;
+    objects.delete(key).unwrap();
+    objects.put_new(key, Body::Bytes(&bytes)).unwrap();
+}
+
+fn mend(repo: &Repository) -> Result<repair::RepairReport> {
+    repair::run(repo, &RepairOptions { workers: 1, ..RepairOptions::default() }, &Arc::new(Run::new()))
+}
+
+fn restored(objects: &Arc<MemoryStore>, id: &str) -> Result<Vec<u8>> {
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let (repo, sink) = (open(objects), Sink::default());
+    let point = repo.resolve(id)?;
+    let target = RestoreTarget::Writer(Box::new(sink.clone()));
+    restore::run(
+        &repo,
+        &point,
+        &point.volumes[0],
+        target,
+        &RestoreOptions::default(),
+        &Arc::new(Run::new()),
+    )?;
+    Ok(std::mem::take(&mut sink.0.lock().unwrap()))
+}
+
+/// Finding: an index segment was damaged, and a pack that only it named was lost. After the repair nothing told of that
+/// pack: the next backup took its parent on trust, ended with 0, and could not be restored.
+#[test]
+fn a_parent_whose_packs_were_lost_without_a_trace_is_looked_up() {
+    let objects = new_repository();
+    let contents = noise(1, 24 << 20);
+    back_up(&open(&objects), "a", Cursor::new(contents.clone())).unwrap();
+    let data = keys(&objects, "data/");
+    assert!(data.len() >= 3, "{data:?}");
+    objects.delete(&data[0]).unwrap();
+    keys(&objects, "index/").iter().for_each(|key| flip(&objects, key, 100));
+    let mended = mend(&open(&objects)).unwrap();
+    assert_eq!((mended.bad_segments.count, mended.hurt.count), (1, 0), "{mended:#?}");
+    let again = back_up(&open(&objects), "a", Cursor::new(contents.clone())).unwrap();
+    assert!(again.totals.new_bytes > 0 && !again.notes.is_empty(), "{again:#?}");
+    assert!(restored(&objects, &again.point.id).unwrap() == contents);
+    // A collection finds all that points need, and parents are taken on trust again.
+    let report = verify::run(&open(&objects), &VerifyOptions::default(), &Arc::new(Run::new())).unwrap();
+    assert!(report.is_clean(), "{:?}", report.problems);
+    (0..2).for_each(|_| drop(collect(&open(&objects)).unwrap()));
+    assert_eq!(keys(&objects, "gc/"), Vec::<String>::new());
+    let night = back_up(&open(&objects), "a", Cursor::new(contents)).unwrap();
+    assert_eq!((night.totals.new_bytes, night.notes.len()), (0, 0), "{:?}", night.notes);
+}
+
+/// Finding: a parent of which a manifest was lost failed every backup, until somebody named another.
+#[test]
+fn a_parent_that_cannot_be_read_is_no_reason_not_to_back_up() {
+    let objects = new_repository();
+    let contents = noise(1, 12 << 20);
+    back_up(&open(&objects), "a", Cursor::new(contents.clone())).unwrap();
+    // All that the index has is gone, and nobody has repaired anything.
+    keys(&objects, "index/").iter().for_each(|key| objects.delete(key).unwrap());
+    let again = back_up(&open(&objects), "a", Cursor::new(contents.clone())).unwrap();
+    assert!(restored(&objects, &again.point.id).unwrap() == contents);
+}
+
+/// Finding: a pack that a store listed, and said it did not have, was put aside as lost.
+#[test]
+fn a_store_that_contradicts_itself_has_nothing_put_aside() {
+    let objects = new_repository();
+    let contents = noise(1, 12 << 20);
+    let point = back_up(&open(&objects), "a", Cursor::new(contents.clone())).unwrap().point.id;
+    let pack = keys(&objects, "data/")[0].clone();
+    let hook = {
+        let pack = pack.clone();
+        move |_: &MemoryStore, operation: &'static str, key: &str| operation != "get" || key != pack
+    };
+    let error = mend(&open_hooked(&objects, Box::new(hook))).unwrap_err().to_string();
+    assert!(error.contains(&pack) && error.contains("lists it"), "{error}");
+    assert_eq!(keys(&objects, "gc/"), Vec::<String>::new());
+    assert!(mend(&open(&objects)).unwrap().is_clean());
+    assert!(restored(&objects, &point).unwrap() == contents);
+}
