@@ -30,6 +30,17 @@ pub struct WriteSession<'a> {
     lost_packs: usize,
 }
 
+/// How far a run may rely on an earlier recovery point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reliance {
+    /// All that it needs is stored.
+    All,
+    /// Each content has to be looked up in the index.
+    LookUp,
+    /// And manifest nodes have to be stored again: one of them is damaged, though the index knows where it is.
+    NodesAnew,
+}
+
 impl<'a> WriteSession<'a> {
     /// Begins a run that writes: `purpose` is what others are told of it.
     pub fn begin(repo: &'a Repository, purpose: &'static str) -> Result<Self> {
@@ -73,19 +84,20 @@ impl<'a> WriteSession<'a> {
         self.lost_packs
     }
 
-    /// True if this run may rely on all that `point` needs. Most often the records of garbage collection say so; else what
-    /// the point has beyond an older one that they cover is looked up.
-    pub fn may_rely_on(&self, point: &RecoveryPoint) -> Result<bool> {
+    /// How far this run may rely on what `point` needs. Most often the records of garbage collection say that it may; else
+    /// what the point has beyond an older one that they cover is looked up.
+    pub fn may_rely_on(&self, point: &RecoveryPoint) -> Result<Reliance> {
         if self.lost_packs > 0 {
-            return Ok(false);
+            return Ok(Reliance::LookUp);
         }
         if self.gc_state.covers(point) || planted(Bug::ParentTrusted) {
-            return Ok(true);
+            return Ok(Reliance::All);
         }
         let base = self.newest_covered_before(point)?;
         match self.all_stored(base.as_ref(), point) {
-            Err(error) if error.is_damage() => Ok(false),
-            found => found,
+            Err(Error::Damaged { .. }) => Ok(Reliance::NodesAnew),
+            Err(error) if error.is_damage() => Ok(Reliance::LookUp),
+            found => found.map(|()| Reliance::All),
         }
     }
 
@@ -104,8 +116,8 @@ impl<'a> WriteSession<'a> {
         Ok(None)
     }
 
-    /// True if all that `point` has beyond `base` is stored.
-    fn all_stored(&self, base: Option<&RecoveryPoint>, point: &RecoveryPoint) -> Result<bool> {
+    /// An error if something that `point` has beyond `base` is not stored.
+    fn all_stored(&self, base: Option<&RecoveryPoint>, point: &RecoveryPoint) -> Result<()> {
         for volume in &point.volumes {
             let (old_bytes, old_root) = match base.and_then(|base| base.volume(&volume.name)) {
                 Some(old) => (old.size_bytes, old.root),
@@ -126,7 +138,7 @@ impl<'a> WriteSession<'a> {
                 Ok(())
             })?;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Publishes index segments with all that was stored so far.

@@ -54,7 +54,8 @@ impl<'a> Committer<'a> {
             false => META_PACK_AGE,
         };
         let open = OpenPack::new(ObjectKind::Meta, shared.meta_pool.clone(), META_PACK_BYTES);
-        let nodes = NodePacks::new(&shared.repo.keys, &shared.claims, open, packs, Some(age))?;
+        let nodes = NodePacks::new(&shared.repo.keys, &shared.claims, open, packs, Some(age))?
+            .anew(shared.nodes_anew);
         let volumes = described.iter().map(|_| VolumeState::default()).collect();
         Ok(Self { shared, described, journal, nodes, volumes })
     }

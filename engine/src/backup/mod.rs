@@ -50,7 +50,7 @@ use crate::run::{Progress, Run};
 use crate::simulation::{Bug, planted, sized};
 use crate::source::{Extents, Source, SourceKind};
 use crate::store::PutOutcome;
-use crate::write_session::WriteSession;
+use crate::write_session::{Reliance, WriteSession};
 
 /// One volume to back up.
 pub struct VolumeSource {
@@ -253,6 +253,8 @@ struct Shared {
     resumed_bytes: AtomicU64,
     /// Data of the repository was found to be archived.
     archived: AtomicBool,
+    /// Manifest nodes are stored again although the index knows them.
+    nodes_anew: bool,
     /// What makes the point less than a faithful copy.
     findings: findings::Findings,
     on_read_error: OnReadError,
@@ -290,11 +292,12 @@ pub fn run(
     let parent = find_parent(repo, &session, &volumes, options, &mut notes)?;
     let checks =
         checks::Checks::begin(repo, session.points(), &mut volumes, parent.as_ref(), options, &mut notes)?;
-    let relied_on = match &parent {
+    let reliance = match &parent {
         Some(parent) => session.may_rely_on(parent)?,
-        None => session.lost_packs() == 0,
+        None if session.lost_packs() == 0 => Reliance::All,
+        None => Reliance::LookUp,
     };
-    if !relied_on {
+    if reliance != Reliance::All {
         // Neither the parent's chunks nor its manifests can be taken on trust: everything is read and looked up.
         notes.push(why_all_is_read(&session));
         volumes.iter_mut().for_each(|volume| volume.changed_extents = None);
@@ -304,9 +307,11 @@ pub fn run(
     let total: u64 = volumes.iter().filter_map(|v| v.source.size_bytes()).sum();
     run.progress.total_bytes.store(total, Ordering::Relaxed);
 
-    let shared = Arc::new(share(repo, session.claims().clone(), options, parent.as_ref(), run)?);
+    let mut shared = share(repo, session.claims().clone(), options, parent.as_ref(), run)?;
+    shared.nodes_anew = reliance == Reliance::NodesAnew;
+    let shared = Arc::new(shared);
     let described: Vec<DescribedVolume> = volumes.iter().map(DescribedVolume::of).collect();
-    let compared = parent.clone().filter(|_| relied_on);
+    let compared = parent.clone().filter(|_| reliance == Reliance::All);
     let planned = plan::Input { volumes, parent: compared, finished };
     let committed = pipeline::run(repo, &shared, engine, planned, journal, &described, options);
     let checked = run.outcome().and(committed).and_then(|mut committed| {
@@ -490,6 +495,7 @@ fn share(
         worked_ns: AtomicU64::new(0),
         resumed_bytes: AtomicU64::new(0),
         archived: AtomicBool::new(false),
+        nodes_anew: false,
         findings: findings::Findings::default(),
         on_read_error: options.on_read_error,
         sample: checks::Sample::new(options.verify_unlisted_percent, parent),

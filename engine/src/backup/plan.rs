@@ -98,7 +98,6 @@ impl Planner {
                     number,
                     finished,
                     parent,
-                    parent_is_hurt: false,
                     nodes: None,
                     unread: Counts::default(),
                 };
@@ -125,8 +124,6 @@ struct VolumePlan<'a> {
     number: u16,
     finished: Option<FinishedSegments>,
     parent: Option<TreeReader>,
-    /// Something of the parent could not be read, and that was said.
-    parent_is_hurt: bool,
     /// Reads leaves that a killed run stored.
     nodes: Option<NodeReader>,
     /// What was dealt with without a read.
@@ -246,12 +243,10 @@ impl VolumePlan<'_> {
             && parent.shape().root_level() > 0
             && same_group(parent.shape(), shape, group)
         {
-            let node = parent.node(1, group);
-            if let Some(node) = self.if_readable(node)? {
-                self.done_without_read(end_bytes - start_bytes, node.is_none());
-                self.send_group(group, GroupPlan::Whole(node));
-                return Ok(());
-            }
+            let node = parent.node(1, group)?;
+            self.done_without_read(end_bytes - start_bytes, node.is_none());
+            self.send_group(group, GroupPlan::Whole(node));
+            return Ok(());
         }
         let mut defaults = vec![None; (segments.end - segments.start) as usize];
         let mut jobs = 0;
@@ -263,11 +258,8 @@ impl VolumePlan<'_> {
                 continue;
             }
             let offset = segment.offset_bytes();
-            let unchanged = match self.same_segment(shape, segment) {
-                true if !changed.intersects(&(offset..offset + len as u64)) => self.parent_ref(segment)?,
-                _ => None,
-            };
-            if let Some(node) = unchanged {
+            let touched = self.same_segment(shape, segment);
+            if touched && !changed.intersects(&(offset..offset + len as u64)) {
                 if self.shared.sample.takes(self.number, number) {
                     let parent = self.parent_leaf(shape, segment)?;
                     let volume = self.number;
@@ -278,11 +270,13 @@ impl VolumePlan<'_> {
                     jobs += 1;
                     continue;
                 }
-                defaults[slot] = node;
-                self.done_without_read(len as u64, node.is_none());
+                if let Some(parent) = &mut self.parent {
+                    defaults[slot] = parent.leaf_ref(segment)?;
+                }
+                self.done_without_read(len as u64, defaults[slot].is_none());
                 continue;
             }
-            // A segment that the parent does not have in this length, or not any more, is read in full.
+            // A segment that the parent does not have in this length is read in full.
             let parent = self.parent_leaf(shape, segment)?;
             let (ranges, changed) = match &parent {
                 Some(parent) => {
@@ -380,37 +374,13 @@ impl VolumePlan<'_> {
         self.parent.as_ref().is_some_and(|p| segment.len_in(p.shape().size_bytes) == len)
     }
 
-    /// What of the parent can be read. Damage there is no reason not to back up: what it hurts is read from the source.
-    fn if_readable<T>(&mut self, read: Result<T>) -> Result<Option<T>> {
-        match read {
-            Ok(read) => Ok(Some(read)),
-            Err(error) if error.is_damage() => {
-                if !std::mem::replace(&mut self.parent_is_hurt, true) {
-                    tracing::warn!(
-                        "the parent cannot be read everywhere, what it covers there is read again: {error}"
-                    );
-                }
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The parent's leaf; `None` outside if that cannot be read.
-    fn parent_ref(&mut self, segment: SegmentNo) -> Result<Option<NodeRef>> {
-        let Some(parent) = &mut self.parent else { return Ok(None) };
-        let node = parent.leaf_ref(segment);
-        self.if_readable(node)
-    }
-
     fn parent_leaf(&mut self, shape: Shape, segment: SegmentNo) -> Result<Option<ParentLeaf>> {
         if !self.same_segment(shape, segment) {
             return Ok(None);
         }
-        let Some(node) = self.parent_ref(segment)? else { return Ok(None) };
         let Some(parent) = &mut self.parent else { return Ok(None) };
-        let leaf = parent.load_leaf(segment, node);
-        Ok(self.if_readable(leaf)?.map(|leaf| ParentLeaf { node, leaf }))
+        let node = parent.leaf_ref(segment)?;
+        Ok(Some(ParentLeaf { node, leaf: parent.load_leaf(segment, node)? }))
     }
 
     /// The leaf of a segment that a killed run finished, if all that it refers to is there.

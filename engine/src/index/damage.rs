@@ -76,7 +76,8 @@ impl Index {
     /// merge may be among them whose inputs are still there: those count here, and do not count then.
     pub fn after_supersede(&self) -> Result<Self> {
         let skipped = Skip { as_superseded: true, ..self.skipped.clone() };
-        let strict = &mut |_, error| Err(error);
+        // What has no name of a segment is superseded by nobody, and counts for nothing.
+        let strict = &mut |id: Option<ObjectId>, error| if id.is_some() { Err(error) } else { Ok(()) };
         let loaded = load::load(self.store.as_ref(), &self.keys, &self.lock_runs(), &skipped, strict)?;
         let (store, keys, clock) = (self.store.clone(), self.keys.clone(), self.clock.clone());
         Ok(Self::of(store, keys, clock, loaded, skipped).excluding(self.excluded.clone()))

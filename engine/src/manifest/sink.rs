@@ -1,5 +1,6 @@
 //! Puts nodes into metadata packs.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
@@ -31,6 +32,8 @@ pub struct NodePacks<'a> {
     open: OpenPack,
     started: Instant,
     age: Option<PackAge>,
+    /// Where nodes are stored again although the index knows them: the first bytes of those that this run has.
+    anew: Option<HashSet<u64>>,
 }
 
 impl<'a> NodePacks<'a> {
@@ -43,12 +46,22 @@ impl<'a> NodePacks<'a> {
         age: Option<PackAge>,
     ) -> Result<Self> {
         let compressor = Compressor::new(Some(1))?;
-        Ok(Self { keys, claims, packs, compressor, open, started: Instant::now(), age })
+        Ok(Self { keys, claims, packs, compressor, open, started: Instant::now(), age, anew: None })
+    }
+
+    /// Stores nodes again that the index knows, once each: what it knows may be damaged. 16 bytes of memory a node.
+    pub fn anew(mut self, anew: bool) -> Self {
+        self.anew = anew.then(HashSet::new);
+        self
     }
 
     /// Stores a node whose id is known.
     pub fn put_with_id(&mut self, id: &NodeId, node: &[u8]) -> Result<()> {
-        if !self.claims.reserve(id.as_bytes())? {
+        let is_new = match &mut self.anew {
+            Some(seen) => seen.insert(u64::from_le_bytes(id.as_bytes()[..8].try_into().unwrap_or_default())),
+            None => self.claims.reserve(id.as_bytes())?,
+        };
+        if !is_new {
             return Ok(());
         }
         self.open.builder(self.keys)?.add(id.as_bytes(), node, &mut self.compressor);

@@ -41,6 +41,8 @@ struct Checker<'a> {
     repair: &'a Repair<'a>,
     tasks: Vec<Task>,
     rows: HashMap<ObjectId, u32>,
+    /// Segments are damaged: of a pack that cannot be read now it is not known if the index has all rows.
+    all_rows_count: bool,
     aside: &'a HashSet<ObjectId>,
     found: Mutex<(Checked, RepairReport)>,
 }
@@ -48,6 +50,7 @@ struct Checker<'a> {
 /// Looks at all packs: those that are there, and those that `index` names, which is all that can be read. `left` is
 /// the index as others will see it.
 pub fn all(repair: &Repair<'_>, index: &Index, left: &Index, report: &mut RepairReport) -> Result<Checked> {
+    let all_rows_count = report.bad_segments.count > 0;
     let rows = rows_by_pack(left, &|| repair.go_on())?;
     let gone = repair.gc_state.deleted();
     let aside = repair.gc_state.aside();
@@ -73,7 +76,7 @@ pub fn all(repair: &Repair<'_>, index: &Index, left: &Index, report: &mut Repair
     }
     let found = Mutex::new((Checked::default(), std::mem::take(report)));
     let tasks = tasks.into_values().collect();
-    let checker = Checker { repair, tasks, rows, aside: &aside, found };
+    let checker = Checker { repair, tasks, rows, all_rows_count, aside: &aside, found };
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..repair.options.workers.max(1) {
@@ -93,7 +96,7 @@ pub fn all(repair: &Repair<'_>, index: &Index, left: &Index, report: &mut Repair
         let gone = repair.gone_now()?;
         let there = list_packs(store.as_ref(), missing.len())?;
         for (pack, error) in missing.into_iter().filter(|(pack, _)| !gone.contains(&pack.id)) {
-            if there.contains_key(&pack.id) {
+            if there.contains_key(&pack.id) && is_listed(repair, &pack)? {
                 return Err(contradiction(&pack));
             }
             if !aside.contains(&pack.id) {
@@ -103,6 +106,13 @@ pub fn all(repair: &Repair<'_>, index: &Index, left: &Index, report: &mut Repair
         }
     }
     Ok(checked)
+}
+
+/// True if the store lists a pack where it belongs.
+fn is_listed(repair: &Repair<'_>, pack: &PackRef) -> Result<bool> {
+    let (wanted, mut found) = (pack.kind.key(&pack.id.to_string()), false);
+    repair.repo.store().list(&wanted, &mut |key, _| found |= key == wanted)?;
+    Ok(found)
 }
 
 /// A store that lists a pack and says that it is not there: one of both is wrong, and nothing is done for it.
@@ -136,7 +146,7 @@ impl Checker<'_> {
         let rows = match check_ends(repo.store().as_ref(), repo.keys(), pack)? {
             Ends::Sound(rows) => rows,
             Ends::Archived => {
-                let known = self.rows.get(&pack.id).copied().unwrap_or(0) > 0;
+                let known = self.rows.get(&pack.id).copied().unwrap_or(0) > 0 && !self.all_rows_count;
                 self.found().1.archived += u64::from(!known);
                 return Ok(());
             }

@@ -207,6 +207,8 @@ impl Repair<'_> {
             self.may_publish()?;
             fail::fail_point!("repair-before-supersede");
             claims.index().supersede(&bad)?;
+            // Once more: who began between may have read of the damaged ones what is no more.
+            self.publish_aside(Vec::new())?;
         }
         Ok(())
     }
@@ -217,12 +219,11 @@ impl Repair<'_> {
     /// that all points need is there.
     fn put_aside(&self, checked: &Checked) -> Result<()> {
         let known = self.gc_state.aside();
-        let packs: Vec<Pack> = checked
-            .hurt
-            .values()
-            .filter(|pack| !known.contains(&pack.id))
-            .map(|pack| Pack { kind: pack.kind, id: pack.id })
-            .collect();
+        let packs = checked.hurt.values().filter(|pack| !known.contains(&pack.id));
+        self.publish_aside(packs.map(|pack| Pack { kind: pack.kind, id: pack.id }).collect())
+    }
+
+    fn publish_aside(&self, packs: Vec<Pack>) -> Result<()> {
         self.may_publish()?;
         let now_ms = self.repo.environment().clock.unix_ms();
         let name = stage_name(ObjectId::at(now_ms)?, Stage::Condemned);

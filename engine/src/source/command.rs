@@ -264,6 +264,11 @@ mod tests {
         };
         let error = command.read(&mut buf, &stopped).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Interrupted);
-        assert!(heard.exists(), "SIGINT has not come");
+        // The shell may take a while to act on it.
+        let since = std::time::Instant::now();
+        while !heard.exists() {
+            assert!(since.elapsed() < Duration::from_secs(30), "SIGINT has not come");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }

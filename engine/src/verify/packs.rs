@@ -277,8 +277,9 @@ impl Checker<'_> {
         }
     }
 
-    /// Reads what the index says of packs that do not tell themselves what is in them. A limit of time does not end
-    /// it: what is behind them is not done before they are, and the next run would begin with them again.
+    /// Reads what the index says of packs that do not tell themselves what is in them, in the order of packs. A limit of
+    /// time does not end it before the first: what is behind that is not done before it is, and the next run would begin
+    /// with it again.
     fn opaque_packs(&self) -> Result<()> {
         let opaque = std::mem::take(&mut *self.opaque.lock().unwrap_or_else(PoisonError::into_inner));
         let mut left: HashMap<ObjectId, usize> =
@@ -302,6 +303,9 @@ impl Checker<'_> {
                 go_on()?;
                 if there {
                     self.done(number);
+                }
+                if self.look.is_over() {
+                    return Ok(());
                 }
             }
         }

@@ -79,6 +79,10 @@ struct Walk<'a> {
     /// How often the point under way was walked.
     walks: usize,
     point: Option<PointId>,
+    /// Of packs that were put aside: what reads them, and those that cannot be read.
+    reader: Option<ChunkReader>,
+    raw: Vec<u8>,
+    gone: HashSet<ObjectId>,
     known: HashMap<NodeId, Box<[Range<u64>]>>,
     ranges_left: usize,
     chunks: u64,
@@ -107,6 +111,9 @@ pub fn check(
         suspects: None,
         walks: 0,
         point: None,
+        reader: None,
+        raw: Vec::new(),
+        gone: HashSet::new(),
         known: HashMap::new(),
         ranges_left: REMEMBERED_RANGES,
         chunks: 0,
@@ -179,7 +186,11 @@ impl Walk<'_> {
         if self.is_overtaken()? {
             return Err(End::Overtaken);
         }
-        if self.note_waiting()? { Ok(()) } else { Err(End::Forgotten) }
+        let is_listed = self.note_waiting()?;
+        if self.walks >= WALKS_MAX {
+            self.forget_all(); // it may be wrong
+        }
+        if is_listed { Ok(()) } else { Err(End::Forgotten) }
     }
 
     /// True if collectors have decided, since the index was read, on what the point under way seems to lack. Not for
@@ -335,6 +346,7 @@ impl Walk<'_> {
                         "chunk {chunk} has {} bytes there, a manifest says {}",
                         at.raw_bytes, piece.len
                     );
+                    self.suspect(&at);
                     self.note(Waiting::Error(Error::damaged(at.pack_key(), what)))?;
                 }
                 Some(at) if self.state.is_sound(&at) => continue,
@@ -343,12 +355,11 @@ impl Walk<'_> {
                     if self.is_left(&at, id)? {
                         continue;
                     }
+                    self.suspect(&at);
                     let what = format_args!("chunk {chunk} was in it, and is nowhere else. It was put aside");
                     self.note(Waiting::Error(Error::damaged(at.pack_key(), what)))?;
                 }
-                Some(at) => {
-                    self.suspects.iter_mut().for_each(|suspects| _ = suspects.insert(at.pack.id));
-                }
+                Some(at) => self.suspect(&at),
                 None => self.note(Waiting::Lost(*id))?,
             }
             push(&mut hurt, u64::from(offset)..u64::from(offset + piece.len));
@@ -359,12 +370,31 @@ impl Walk<'_> {
         Ok((hurt.len() <= REMEMBERED_OF_NODE).then_some(hurt))
     }
 
+    /// Remembers a pack that does not hold what it should.
+    fn suspect(&mut self, at: &Location) {
+        self.suspects.iter_mut().for_each(|suspects| _ = suspects.insert(at.pack.id));
+    }
+
     /// True if a content can be read from a pack that was put aside, although nobody relies on that any more.
     fn is_left(&mut self, at: &Location, id: &[u8; 32]) -> Result<bool> {
+        if self.gone.contains(&at.pack.id) {
+            return Ok(false);
+        }
         let repo = self.look.repo;
-        let mut reader = ChunkReader::new(repo.store().clone(), repo.keys().clone(), repo.chunk_params()?)?;
-        match reader.fetch(at, id, &mut Vec::new()) {
+        let reader = match &mut self.reader {
+            Some(reader) => reader,
+            slot => slot.insert(ChunkReader::new(
+                repo.store().clone(),
+                repo.keys().clone(),
+                repo.chunk_params()?,
+            )?),
+        };
+        match reader.fetch(at, id, &mut self.raw) {
             Ok(()) => Ok(true),
+            Err(Error::Missing { .. } | Error::Archived { .. }) => {
+                self.gone.insert(at.pack.id);
+                Ok(false)
+            }
             Err(error) if error.is_damage() => Ok(false),
             Err(error) => Err(error),
         }

@@ -97,6 +97,7 @@ pub struct Laws {
     steps: bool,
     tells_time: bool,
     points_seen: u64,
+    frames: FrameReader,
 }
 
 impl Laws {
@@ -111,6 +112,7 @@ impl Laws {
             steps: setting.steps,
             tells_time: setting.tells_time,
             points_seen: 0,
+            frames: FrameReader::new().unwrap(),
         }
     }
 
@@ -270,8 +272,8 @@ impl Laws {
         }
         let stored = pack.get(at.offset as usize..at.end() as usize).ok_or("it is cut short")?;
         let mut raw = vec![0; at.raw_bytes as usize];
-        let mut reader = FrameReader::new().map_err(|error| error.to_string())?;
-        reader.read(self.repos[repo].keys(), at, id, stored, &mut raw).map_err(|error| error.to_string())?;
+        let read = self.frames.read(self.repos[repo].keys(), at, id, stored, &mut raw);
+        read.map_err(|error| error.to_string())?;
         let hash = blake3::hash(&raw);
         if *known.raw.entry(*id).or_insert(hash) != hash {
             return Err(format!("{} holds something else", short(&key)));
