@@ -109,6 +109,26 @@ fn a_damaged_node_is_stored_again() {
     assert!(report.is_clean(), "{:?}", report.problems);
 }
 
+/// Finding D9: on stores that do not list cheaply, what lost packs held counted as stored.
+#[test]
+fn what_a_lost_pack_held_is_stored_again_without_a_repair() {
+    let contents = noise(1, 24 << 20);
+    for folder in ["data/", "meta/"] {
+        let objects = new_repository();
+        let first = back_up(&open(&objects), "a", Cursor::new(contents.clone())).unwrap().point.id;
+        let lost = keys(&objects, folder)[0].clone();
+        objects.delete(&lost).unwrap();
+        assert!(restored(&objects, &first).is_err(), "{lost} is needed");
+        let again = back_up(&open(&objects), "a", Cursor::new(contents.clone())).unwrap();
+        assert!(!again.notes.is_empty(), "it says so");
+        assert!(restored(&objects, &again.point.id).unwrap() == contents, "{lost}");
+        assert!(
+            restored(&objects, &first).unwrap() == contents,
+            "{lost}: what came back serves the old point, too"
+        );
+    }
+}
+
 /// An object in `index/` that has no name of a segment hinders no repair of the rest.
 #[test]
 fn strange_names_do_not_stop_a_repair() {

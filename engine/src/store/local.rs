@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::publish::{publish, sync_dir};
 use super::tmp::TmpDir;
-use super::{Body, Exclusive, Fill, Habits, PutOutcome, ReadAt, Span, Store};
+use super::{Body, Exclusive, Fill, PutOutcome, ReadAt, Span, Store};
 use crate::error::{Error, Result};
 use crate::io::file::{clear_direct, refuses_direct, set_direct};
 use crate::io::{DurableWriter, IoEngine};
@@ -208,10 +208,6 @@ impl Store for LocalStore {
     /// The directory for files being written is made first: that finds out what the filesystem can do.
     fn assure_exclusive(&self, _key: &str, _bytes: &[u8], _again: bool) -> Result<Exclusive> {
         self.tmp().map(|_| Exclusive::Holds)
-    }
-
-    fn habits(&self) -> Habits {
-        Habits { lists_cheaply: true, ..Habits::default() }
     }
 
     fn set_io_engine(&self, engine: IoEngine) {

@@ -114,8 +114,6 @@ pub enum Exclusive {
 /// What is fast and cheap on a store. Decorators hand on what the store inside says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Habits {
-    /// True if listing costs next to nothing, as in a directory; object stores bill and delay it.
-    pub lists_cheaply: bool,
     /// True if requests cost money: see [`Requests::usd`].
     pub bills_requests: bool,
     /// Large objects that are worth storing at a time; each holds a buffer until it is stored.
@@ -131,7 +129,6 @@ pub struct Habits {
 impl Default for Habits {
     fn default() -> Self {
         Self {
-            lists_cheaply: false,
             bills_requests: false,
             parallel_puts: 2,
             parallel_gets: 3,

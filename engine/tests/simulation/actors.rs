@@ -117,7 +117,7 @@ impl Reach {
     pub fn store(&self, repo: usize) -> Arc<dyn Store> {
         let habits = match self.object_store {
             true => Habits { bills_requests: true, parallel_puts: 2, parallel_gets: 2, ..Habits::default() },
-            false => Habits { lists_cheaply: true, parallel_puts: 1, parallel_gets: 1, ..Habits::default() },
+            false => Habits { parallel_puts: 1, parallel_gets: 1, ..Habits::default() },
         };
         let store = SimStore {
             stage: self.stage.clone(),

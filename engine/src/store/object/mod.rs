@@ -413,7 +413,6 @@ impl Store for ObjectStore {
 
     fn habits(&self) -> Habits {
         Habits {
-            lists_cheaply: false,
             bills_requests: true,
             parallel_puts: PARALLEL_PUTS,
             parallel_gets: PARALLEL_GETS,
